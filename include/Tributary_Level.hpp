@@ -1,0 +1,24 @@
+#pragma once
+#include <string_view>
+
+namespace Tributary {
+
+/// Who computes.  `automatic` takes the fastest level that supports the call; naming one forces it, and a call that the
+/// named level does not support throws.  With the environment variable TRIBUTARY_LOG=1 each call says on stderr what it took.
+enum class Level {
+  automatic,
+  reference,  ///< host-serial loops with double accumulators: the definition.  Needs host-accessible memory; fences.
+  portable,   ///< Kokkos::TeamPolicy kernels, any execution space
+  hopper      ///< the same kernels with inner loops written for compute capability 9.0
+};
+
+constexpr std::string_view name_of(Level level) {
+  switch (level) {
+    case Level::reference: return "reference";
+    case Level::portable: return "portable";
+    case Level::hopper: return "hopper";
+    default: return "automatic";
+  }
+}
+
+}  // namespace Tributary
