@@ -1,0 +1,236 @@
+#pragma once
+#include <Kokkos_Core.hpp>
+#include <cstdint>
+
+#include "attention/attention.hpp"
+#include "common/lanes.hpp"
+#include "common/workers.hpp"
+
+// What the portable attention kernels share: packing of operands for the register block, the score of a pair after scaling, and the
+// dropout mask.
+
+namespace Tributary::Impl {
+
+/// Calls function(row, column, of_row(row)) for a rows x columns block: a host thread walks rows whole and asks of_row once for each, a
+/// device's threads walk along columns.
+template <bool OnHost, class Member, class OfRow, class Function>
+KOKKOS_INLINE_FUNCTION void for_each_element(const Member& team, std::int64_t rows, std::int64_t columns, const OfRow& of_row,
+                                             const Function& function) {
+  if constexpr (OnHost) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const auto row = of_row(r);
+      for (std::int64_t c = 0; c < columns; ++c) function(r, c, row);
+    }
+  } else {
+    Kokkos::parallel_for(Kokkos::TeamThreadRange(team, rows * columns),
+                         [&](const std::int64_t i) { function(i / columns, i % columns, of_row(i / columns)); });
+  }
+}
+
+template <bool OnHost, class Member, class Function>
+KOKKOS_INLINE_FUNCTION void for_each_element(const Member& team, std::int64_t rows, std::int64_t columns, const Function& function) {
+  for_each_element<OnHost>(
+      team, rows, columns, [](std::int64_t) { return 0; }, [&](std::int64_t r, std::int64_t c, int) { function(r, c); });
+}
+
+/// One row to be packed, as floats times a factor; zeros where there is none.
+template <class Element>
+struct PackedRow {
+  const Element* data;
+  float          factor;
+
+  KOKKOS_INLINE_FUNCTION float operator()(std::int64_t c) const { return data == nullptr ? 0.0f : factor * static_cast<float>(data[c]); }
+};
+
+/// Rows of a tensor of one batch entry: some heads, and of each head rows that follow one another.
+template <class Element>
+struct HeadRows {
+  const Element* data;  // of the first head's first row
+  std::int64_t   row_stride, head_stride, per_head;
+  float          factor = 1.0f;  // of all rows
+  // Of one head's rows: which take part; null: all.  What is hidden may be uninitialised, so it must not even be multiplied with 0.
+  const std::uint8_t* keep = nullptr;
+  // A factor for each row besides; null: none.  The heads' lie a stride apart.
+  const float* row_factors       = nullptr;
+  std::int64_t row_factor_stride = 0;
+
+  KOKKOS_INLINE_FUNCTION PackedRow<Element> row(std::int64_t r, std::int64_t count) const {
+    if (r >= count || (keep != nullptr && keep[r] == 0)) return {nullptr, 0.0f};
+    const std::int64_t head = r / per_head, in_head = r % per_head;
+    return {data + head * head_stride + in_head * row_stride,
+            row_factors == nullptr ? factor : factor * row_factors[head * row_factor_stride + in_head]};
+  }
+};
+
+template <class Element>
+KOKKOS_INLINE_FUNCTION HeadRows<Element> head_rows(const void* data, const std::int64_t (&strides)[3], std::int64_t batch, std::int64_t row,
+                                                   std::int64_t head, std::int64_t per_head) {
+  HeadRows<Element> rows{static_cast<const Element*>(data) + batch * strides[0] + row * strides[1] + head * strides[2], strides[1],
+                         strides[2], per_head};
+  return rows;
+}
+
+/// Query rows, scaled.
+template <class Element>
+KOKKOS_INLINE_FUNCTION HeadRows<Element> query_rows(const AttentionProblem& p, std::int64_t batch, std::int64_t row, std::int64_t head,
+                                                    std::int64_t per_head) {
+  auto rows   = head_rows<Element>(p.query, p.query_strides, batch, row, head, per_head);
+  rows.factor = p.scale;
+  return rows;
+}
+
+/// Rows of one key head, without those that key_keep hides.
+template <class Element>
+KOKKOS_INLINE_FUNCTION HeadRows<Element> key_rows(const AttentionProblem& p, const void* data, const std::int64_t (&strides)[3],
+                                                  std::int64_t batch, std::int64_t row, std::int64_t head, std::int64_t count) {
+  auto rows = head_rows<Element>(data, strides, batch, row, head, count > 0 ? count : 1);
+  if (p.key_keep != nullptr) rows.keep = p.key_keep + batch * p.key_keep_stride + row;
+  return rows;
+}
+
+template <bool OnHost>
+struct Packing {
+  using Product = RegisterBlock<OnHost>;
+  using Columns = typename Product::Columns;
+
+  /// to[r][c] = from(r, c), rows up to a whole register block are zero.
+  template <class Member, class Element>
+  KOKKOS_INLINE_FUNCTION static void rows(const Member& team, const HeadRows<Element>& from, std::int64_t count, std::int64_t width,
+                                          float* to) {
+    for_each_element<OnHost>(
+        team, Product::row_blocks(count) * Product::rows, width, [&](std::int64_t r) { return from.row(r, count); },
+        [&](std::int64_t r, std::int64_t c, const PackedRow<Element>& row) { to[r * width + c] = row(c); });
+  }
+
+  /// Rows become columns: to[block][c] holds component c of `columns` rows; beyond `count` zero.
+  template <class Member, class Element>
+  KOKKOS_INLINE_FUNCTION static void transposed(const Member& team, const HeadRows<Element>& from, std::int64_t count, std::int64_t width,
+                                                Columns* to) {
+    for_each_element<OnHost>(
+        team, Product::column_blocks(count) * Product::columns, width, [&](std::int64_t r) { return prefetched(from, r, count, width); },
+        [&](std::int64_t r, std::int64_t c, const PackedRow<Element>& row) {
+          value(to[r / Product::columns * width + c], r % Product::columns) = row(c);
+        });
+  }
+
+  /// to[block][r] holds `columns` components of row r; beyond `width` zero.  `stride` rows a block.
+  template <class Member, class Element>
+  KOKKOS_INLINE_FUNCTION static void straight(const Member& team, const HeadRows<Element>& from, std::int64_t count, std::int64_t width,
+                                              std::int64_t stride, Columns* to) {
+    const std::int64_t padded = Product::column_blocks(width) * Product::columns;
+    for_each_element<OnHost>(
+        team, count, padded, [&](std::int64_t r) { return prefetched(from, r, count, width); },
+        [&](std::int64_t r, std::int64_t c, const PackedRow<Element>& row) {
+          value(to[c / Product::columns * stride + r], c % Product::columns) = c < width ? row(c) : 0.0f;
+        });
+  }
+
+  /// Rows lie a stride of all heads apart, too far for the hardware to foresee.
+  template <class Element>
+  KOKKOS_INLINE_FUNCTION static PackedRow<Element> prefetched(const HeadRows<Element>& from, std::int64_t r, std::int64_t count,
+                                                              [[maybe_unused]] std::int64_t width) {
+    if constexpr (OnHost) {
+      constexpr std::int64_t ahead = 6, line = 64 / sizeof(Element);
+      if (r + ahead < count)
+        for (std::int64_t c = 0; c < width; c += line) __builtin_prefetch(from.data + (r + ahead) * from.row_stride + c);
+    }
+    return from.row(r, count);
+  }
+
+  KOKKOS_INLINE_FUNCTION static float& value(Columns& columns, std::int64_t i) { return reinterpret_cast<float*>(&columns)[i]; }
+
+  /// A register block of a row-major array whose rows are whole vectors.
+  KOKKOS_INLINE_FUNCTION static void load(const float* from, std::int64_t stride, typename Product::Block& block) {
+    for (int r = 0; r < Product::rows; ++r)
+      for (int v = 0; v < Product::vectors; ++v)
+        block.vector[r][v] = *reinterpret_cast<const typename Product::Vector*>(from + r * stride + v * Product::width);
+  }
+  KOKKOS_INLINE_FUNCTION static void store(const typename Product::Block& block, float* to, std::int64_t stride) {
+    for (int r = 0; r < Product::rows; ++r)
+      for (int v = 0; v < Product::vectors; ++v)
+        *reinterpret_cast<typename Product::Vector*>(to + r * stride + v * Product::width) = block.vector[r][v];
+  }
+};
+
+/// Where the bucket of every distance is looked up; filled by fill_buckets.
+struct BucketTable {
+  const std::int32_t* bucket;  // [2 * max_distance + 1], of j - i' from -max_distance on
+};
+
+/// One query of one head against keys j.
+struct QueryPlace {
+  std::int64_t batch, sequence, row, query, position;  // tensors' batch and row; number in its sequence; i'
+  std::int32_t head;
+};
+
+struct PairScores {
+  const AttentionProblem& p;
+  BucketTable             buckets;
+
+  KOKKOS_INLINE_FUNCTION bool changes_scores() const {
+    return p.softcap > 0.0f || p.alibi_slopes != nullptr || p.relative_bias != nullptr || p.additive_mask != nullptr ||
+           p.key_keep != nullptr || p.keep != nullptr;
+  }
+
+  KOKKOS_INLINE_FUNCTION std::int32_t bucket(std::int64_t position, std::int64_t j) const {
+    return buckets.bucket[clip(j - position, -p.max_distance, p.max_distance) + p.max_distance];
+  }
+
+  /// The score of a pair from its scaled product; `slope` is its derivative (of the soft cap).
+  KOKKOS_INLINE_FUNCTION float operator()(float product, const QueryPlace& i, std::int64_t first_key, std::int64_t j, float& slope) const {
+    float x = product;
+    slope   = 1.0f;
+    if (p.softcap > 0.0f) {
+      const float t = Kokkos::tanh(product / p.softcap);
+      x             = p.softcap * t;
+      slope         = 1.0f - t * t;
+    }
+    if (p.alibi_slopes != nullptr) {
+      const std::int64_t distance = i.position < j ? j - i.position : i.position - j;
+      x -= p.alibi_slopes[i.sequence * p.alibi_stride + i.head] * static_cast<float>(distance);
+    }
+    if (p.relative_bias != nullptr) x += p.relative_bias[bucket(i.position, j) * p.relative_bias_stride + i.head];
+    if (p.additive_mask != nullptr && j < p.additive_mask_columns)
+      x += p.additive_mask[i.batch * p.additive_mask_strides[0] + i.head * p.additive_mask_strides[1] + i.row * p.additive_mask_strides[2] +
+                           j];
+    const bool kept =
+        (p.key_keep == nullptr || p.key_keep[i.batch * p.key_keep_stride + first_key + j] != 0) &&
+        (p.keep == nullptr ||
+         (j < p.keep_columns && p.keep[i.batch * p.keep_strides[0] + i.head * p.keep_strides[1] + i.row * p.keep_strides[2] + j] != 0));
+    // An infinite bias would make inf - inf of the maximum.
+    constexpr float largest = Kokkos::Experimental::finite_max_v<float>;
+    return kept ? (x > largest ? largest : x) : -Kokkos::Experimental::infinity_v<float>;
+  }
+};
+
+/// What dropout multiplies weights with, along a row.  A Philox block serves four neighbouring keys.
+class DropoutRow {
+ public:
+  KOKKOS_INLINE_FUNCTION DropoutRow(const AttentionProblem& p, const QueryPlace& i)
+      : p_(p), query_(static_cast<std::uint32_t>(i.query)), stream_(static_cast<std::uint32_t>(i.sequence * p.heads + i.head)) {}
+
+  KOKKOS_INLINE_FUNCTION float factor(std::int64_t j) {
+    if (j / 4 != block_) {
+      block_ = j / 4;
+      words_ = philox(p_.dropout_seed, static_cast<std::uint32_t>(block_), query_, stream_, p_.dropout_offset);
+    }
+    return words_.word[j % 4] >= p_.dropout_threshold ? p_.dropout_scale : 0.0f;
+  }
+
+ private:
+  const AttentionProblem& p_;
+  std::uint32_t           query_, stream_;
+  std::int64_t            block_ = -1;
+  PhiloxBlock             words_{};
+};
+
+/// Writes a float as the element type that an output turned out to have.
+template <class Element>
+KOKKOS_INLINE_FUNCTION void store_as(bool as_float, void* to, std::int64_t offset, float value) {
+  if (as_float)
+    static_cast<float*>(to)[offset] = value;
+  else
+    static_cast<Element*>(to)[offset] = static_cast<Element>(value);
+}
+
+}  // namespace Tributary::Impl
