@@ -1,0 +1,116 @@
+#include "options.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <stdexcept>
+
+#include "backend.hpp"
+#include "output_files.hpp"
+
+namespace Tributary::Program {
+
+void add_top_k(CLI::App& app, std::int64_t& top_k) {
+  constexpr std::int64_t most = (std::int64_t{1} << 29) - 1;  // the library's own limit
+  app.add_option("--top-k", top_k, "How many to keep of every row")->check(CLI::Range(std::int64_t{1}, most))->type_name("N");
+}
+
+void add_order(CLI::App& app, TopkOrder& order) {
+  add_choice(app, "--order", "Order of a row's entries: score (default, best first) or index (smallest first)", order,
+             {{"score", TopkOrder::by_score}, {"index", TopkOrder::by_index}});
+}
+
+void add_level(CLI::App& app, Level& level) {
+  add_choice(app, "--level", "Who computes: auto (default, the fastest that supports the input), reference, portable or hopper", level,
+             {{"auto", Level::automatic}, {"reference", Level::reference}, {"portable", Level::portable}, {"hopper", Level::hopper}});
+}
+
+void add_backend(CLI::App& app, std::string& backend) {
+  const auto  names = backend_names();
+  std::string list;
+  for (const auto& name : names) list += (list.empty() ? "" : name == names.back() ? " and " : ", ") + name;
+  backend = default_backend();
+  app.add_option("--backend", backend, "Where: " + list + " (default " + backend + ")")
+      ->check(CLI::Validator(
+          [names, list](const std::string& given) {
+            return std::find(names.begin(), names.end(), given) != names.end()
+                       ? std::string()
+                       : "no backend '" + given + "' in this build, which has " + list;
+          },
+          ""))
+      ->type_name("");
+}
+
+void TopkOutputs::add(CLI::App& app) {
+  app.add_option("--indices", indices, "Output: chosen indices, int32; -1 where a row has fewer")->required()->type_name("OUT.npy");
+  app.add_option("--scores", scores, "Output: their scores, float32; -inf beside an index of -1")->type_name("OUT.npy");
+}
+
+void TopkOutputs::check(const Shape& shape) const {
+  require_storable(shape);
+  if (wants_scores() && OutputFiles::same(indices, scores)) throw std::invalid_argument("--indices and --scores name the same file");
+  OutputFiles::require_writable(indices);
+  if (wants_scores()) OutputFiles::require_writable(scores);
+}
+
+void TopkOutputs::write(const Shape& shape, std::string_view indices_bytes, std::string_view scores_bytes) const {
+  OutputFiles files;
+  files.write(indices, {npy_header(NpyType::int32, shape), indices_bytes});
+  if (wants_scores()) files.write(scores, {npy_header(NpyType::float32, shape), scores_bytes});
+  files.commit();
+}
+
+void require_type(const NpyFile& file, std::initializer_list<NpyType> expected) {
+  std::string list;
+  for (const NpyType type : expected) {
+    if (file.type() == type) return;
+    list += (list.empty() ? "" : " or ") + std::string(name_of(type));
+  }
+  throw std::invalid_argument(file.path().string() + ": has " + std::string(name_of(file.type())) + " elements, expected " + list);
+}
+
+void require_rank(const NpyFile& file, std::size_t rank, std::string_view layout) {
+  if (file.shape().size() != rank)
+    throw std::invalid_argument(file.path().string() + ": has shape " + to_string(file.shape()) + ", expected " + std::string(layout));
+}
+
+void require_extent(const NpyFile& file, std::size_t d, std::int64_t expected, std::string_view what, std::string_view source) {
+  const auto given = file.shape()[file.shape().size() - 1 - d];
+  if (given != expected)
+    throw std::invalid_argument(file.path().string() + ": has " + std::string(what) + " " + std::to_string(given) + " in its shape " +
+                                to_string(file.shape()) + ", " + std::string(source) + " has " + std::to_string(expected));
+}
+
+void require_storable(const Shape& shape) {
+  std::int64_t bytes = 4;
+  for (const auto extent : shape)
+    if (extent != 0 && __builtin_mul_overflow(bytes, extent, &bytes))
+      throw std::invalid_argument("the output " + to_string(shape) + " would be too large");
+}
+
+Level level_taken(Level wanted) { return wanted == Level::automatic ? Level::portable : wanted; }
+
+std::string_view name_of(TopkOrder order) { return order == TopkOrder::by_score ? "score" : "index"; }
+
+namespace {
+
+std::string formatted(const char* format, double value, const char* unit) {
+  std::array<char, 64> text;
+  std::snprintf(text.data(), text.size(), format, value, unit);
+  return text.data();
+}
+
+}  // namespace
+
+std::string readable_bytes(double bytes) {
+  constexpr std::array units{"bytes", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  std::size_t          unit = 0;
+  for (; bytes >= 1024 && unit + 1 < units.size(); ++unit) bytes /= 1024;
+  return formatted(unit == 0 ? "%.0f %s" : "%.1f %s", bytes, units[unit]);
+}
+
+std::string readable_seconds(double seconds) {
+  return seconds < 1 ? formatted("%.3g %s", seconds * 1e3, "ms") : formatted("%.3g %s", seconds, "s");
+}
+
+}  // namespace Tributary::Program

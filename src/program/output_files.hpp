@@ -1,0 +1,34 @@
+#pragma once
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace Tributary::Program {
+
+/// Files that appear whole and all together, or not at all: each is written under a temporary name in its own folder and renamed
+/// when all are complete.
+class OutputFiles {
+ public:
+  OutputFiles()                              = default;
+  OutputFiles(const OutputFiles&)            = delete;
+  OutputFiles& operator=(const OutputFiles&) = delete;
+  ~OutputFiles();
+
+  /// Throws std::runtime_error where a file could not be written there; to be asked before long work.
+  static void require_writable(const std::filesystem::path&);
+
+  /// Do both paths lead to the same file, which need not exist yet?
+  static bool same(const std::filesystem::path&, const std::filesystem::path&);
+
+  void write(const std::filesystem::path&, const std::vector<std::string_view>& parts);
+  void commit();
+
+ private:
+  struct File {
+    std::filesystem::path target, temporary;
+  };
+  std::vector<File> files_;
+};
+
+}  // namespace Tributary::Program
