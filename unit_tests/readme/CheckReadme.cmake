@@ -1,0 +1,13 @@
+# Fails unless README.md of the folder SOURCE holds every example whole, as a fenced block.
+cmake_minimum_required(VERSION 3.25)
+file(READ "${SOURCE}/README.md" readme)
+foreach(example IN ITEMS cpp:indexer_topk.cpp sh:indexer_topk.sh)
+  string(REPLACE ":" ";" example "${example}")
+  list(GET example 0 language)
+  list(GET example 1 name)
+  file(READ "${SOURCE}/examples/${name}" text)
+  string(FIND "${readme}" "```${language}\n${text}```\n" place)
+  if(place EQUAL -1)
+    message(SEND_ERROR "README.md does not show examples/${name} as it is")
+  endif()
+endforeach()
