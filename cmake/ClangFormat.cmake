@@ -1,0 +1,12 @@
+# Formats (MODE=format) or checks (MODE=check_format) Tributary's own C++ and CUDA files.
+cmake_minimum_required(VERSION 3.25)
+set(files "")
+foreach(folder IN ITEMS include src unit_tests perf examples)
+  file(GLOB_RECURSE found "${SOURCE}/${folder}/*.hpp" "${SOURCE}/${folder}/*.cpp" "${SOURCE}/${folder}/*.cu" "${SOURCE}/${folder}/*.cuh")
+  list(APPEND files ${found})
+endforeach()
+if(MODE STREQUAL "format")
+  execute_process(COMMAND "${CLANG_FORMAT}" -i ${files} COMMAND_ERROR_IS_FATAL ANY)
+else()
+  execute_process(COMMAND "${CLANG_FORMAT}" --dry-run --Werror ${files} COMMAND_ERROR_IS_FATAL ANY)
+endif()
