@@ -35,7 +35,7 @@ struct RotaryEmbedding {
 /// A learned bias for each bucket of distances, with T5's bucket function of j - i' (arXiv:1910.10683): half of the buckets are single
 /// distances, the rest grow logarithmically up to max_distance; bidirectional: half for keys behind the query, half for those before.
 struct RelativePositionBias {
-  ArrayOption<float, 2> table         = {};  ///< [buckets, Hq]; 2 ... 1024 buckets, an even number when bidirectional
+  ArrayOption<float, 2> table         = {};   ///< [buckets, Hq]; 2 ... 1024 buckets, an even number when bidirectional
   std::int32_t          max_distance  = 128;  ///< at most 2^24
   bool                  bidirectional = true;
 };
@@ -74,7 +74,9 @@ struct AttentionOptions {
   /// query [Sq,Hq,D], key [Sk,Hkv,D], value [Sk,Hkv,Dv] hold sequences one behind another; masks, positions and distances count within
   /// a sequence.  key_keep is then [Sk]; a row of keep and additive_mask is a packed query row, a column a key's number in its sequence.
   PackedSequences sequences = {};
-  /// attention_forward only: goes on from this state, as if its keys had come in the same call.
+  /// attention_forward only: goes on from this state, as if its keys had come in the same call; out and lse must be other arrays.
+  /// Not together with what counts positions, since these count from this call's keys: causal, windows, ALiBi, relative bias, dropout,
+  /// rotary embedding without both arrays of positions.  Say with `keep` which pairs of a chunk take part.
   AttentionState previous = {};
   Level          level    = Level::automatic;
 };
@@ -279,8 +281,8 @@ void attention_forward(const Query& query, const Key& key, const Value& value, c
 }
 
 /// Bytes that attention_backward needs as its workspace for these arguments on this instance.
-template <ExecutionSpace Exec, class Query, class Key, class Value, class Out, class Lse, class GradOut, class GradQuery, class GradKey,
-          class GradValue>
+template <ExecutionSpace Exec, Impl::AnyView Query, Impl::AnyView Key, Impl::AnyView Value, Impl::AnyView Out, Impl::AnyView Lse,
+          Impl::AnyView GradOut, Impl::AnyView GradQuery, Impl::AnyView GradKey, Impl::AnyView GradValue>
 std::size_t attention_backward_workspace_size(const Exec& exec, const Query& query, const Key& key, const Value& value, const Out& out,
                                               const Lse& lse, const GradOut& grad_out, const GradQuery& grad_query, const GradKey& grad_key,
                                               const GradValue& grad_value, const AttentionOptions& options = {},
@@ -301,8 +303,8 @@ std::size_t attention_backward_workspace_size(const Exec& exec, const Query& que
 /// \param gradients   the gradient of lse that comes in, and the further gradients that are wanted
 /// \param workspace   rank-1 View of std::byte with at least attention_backward_workspace_size bytes, as in attention_forward
 /// \throws std::invalid_argument as attention_forward does
-template <ExecutionSpace Exec, class Query, class Key, class Value, class Out, class Lse, class GradOut, class GradQuery, class GradKey,
-          class GradValue, Impl::WorkspaceView Workspace>
+template <ExecutionSpace Exec, Impl::AnyView Query, Impl::AnyView Key, Impl::AnyView Value, Impl::AnyView Out, Impl::AnyView Lse,
+          Impl::AnyView GradOut, Impl::AnyView GradQuery, Impl::AnyView GradKey, Impl::AnyView GradValue, Impl::WorkspaceView Workspace>
 void attention_backward(const Exec& exec, const Query& query, const Key& key, const Value& value, const Out& out, const Lse& lse,
                         const GradOut& grad_out, const GradQuery& grad_query, const GradKey& grad_key, const GradValue& grad_value,
                         const AttentionOptions& options, const AttentionGradients& gradients, const Workspace& workspace) {
@@ -312,8 +314,8 @@ void attention_backward(const Exec& exec, const Query& query, const Key& key, co
       Impl::workspace_span<Exec>(workspace));
 }
 
-template <ExecutionSpace Exec, class Query, class Key, class Value, class Out, class Lse, class GradOut, class GradQuery, class GradKey,
-          class GradValue>
+template <ExecutionSpace Exec, Impl::AnyView Query, Impl::AnyView Key, Impl::AnyView Value, Impl::AnyView Out, Impl::AnyView Lse,
+          Impl::AnyView GradOut, Impl::AnyView GradQuery, Impl::AnyView GradKey, Impl::AnyView GradValue>
 void attention_backward(const Exec& exec, const Query& query, const Key& key, const Value& value, const Out& out, const Lse& lse,
                         const GradOut& grad_out, const GradQuery& grad_query, const GradKey& grad_key, const GradValue& grad_value,
                         const AttentionOptions& options = {}, const AttentionGradients& gradients = {}) {
@@ -321,6 +323,16 @@ void attention_backward(const Exec& exec, const Query& query, const Key& key, co
       Impl::attention_backward_arguments<Exec>(query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options, gradients);
   const auto workspace = Impl::allocate_workspace(exec, Impl::attention_backward_workspace_size(exec, arguments));
   Impl::attention_backward(exec, arguments, Impl::workspace_span<Exec>(workspace));
+}
+
+/// On the default instance of the query's execution space.
+template <Impl::AnyView Query, Impl::AnyView Key, Impl::AnyView Value, Impl::AnyView Out, Impl::AnyView Lse, Impl::AnyView GradOut,
+          Impl::AnyView GradQuery, Impl::AnyView GradKey, Impl::AnyView GradValue>
+void attention_backward(const Query& query, const Key& key, const Value& value, const Out& out, const Lse& lse, const GradOut& grad_out,
+                        const GradQuery& grad_query, const GradKey& grad_key, const GradValue& grad_value,
+                        const AttentionOptions& options = {}, const AttentionGradients& gradients = {}) {
+  attention_backward(typename Query::execution_space{}, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options,
+                     gradients);
 }
 
 struct AttentionMergeOptions {
@@ -356,6 +368,12 @@ void attention_merge(const Exec& exec, std::span<const AttentionState> states, c
                          .lse      = Impl::output_tensor<float, 3>(f, "lse", lse),
                          .has_lse  = Impl::is_view<Lse>},
                         options.level);
+}
+
+/// On the default instance of out's execution space.
+template <Impl::AnyView Out, Impl::OptionalView Lse>
+void attention_merge(std::span<const AttentionState> states, const Out& out, const Lse& lse, const AttentionMergeOptions& options = {}) {
+  attention_merge(typename Out::execution_space{}, states, out, lse, options);
 }
 
 }  // namespace Tributary

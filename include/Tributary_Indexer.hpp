@@ -150,7 +150,8 @@ IndexerTopkArguments indexer_topk_arguments(const Query& query, const Key& key, 
 
 }  // namespace Impl
 
-/// Bytes that indexer_score needs as its workspace for these arguments on this instance; independent of the numbers of queries and keys.
+/// Bytes that indexer_score needs as its workspace for these arguments on this instance; bounded whatever the
+/// numbers of queries and keys.
 template <ExecutionSpace Exec, Impl::AnyView Query, Impl::AnyView Key, Impl::AnyView Weights, Impl::AnyView Scores>
 std::size_t indexer_score_workspace_size(const Exec& exec, const Query& query, const Key& key, const Weights& weights, const Scores& scores,
                                          const IndexerOptions& options = {}) {
@@ -191,7 +192,8 @@ void indexer_score(const Query& query, const Key& key, const Weights& weights, c
   indexer_score(typename Query::execution_space{}, query, key, weights, scores, options);
 }
 
-/// Bytes that indexer_topk needs as its workspace for these arguments on this instance; independent of the number of keys.
+/// Bytes that indexer_topk needs as its workspace for these arguments on this instance.  It is bounded in
+/// the number of keys but not the same for every shape (few queries are split): ask for each.
 template <ExecutionSpace Exec, Impl::AnyView Query, Impl::AnyView Key, Impl::AnyView Weights, Impl::AnyView Indices,
           Impl::OptionalView Scores>
 std::size_t indexer_topk_workspace_size(const Exec& exec, const Query& query, const Key& key, const Weights& weights,

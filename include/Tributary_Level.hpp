@@ -4,7 +4,8 @@
 namespace Tributary {
 
 /// Who computes.  `automatic` takes the fastest level that supports the call; naming one forces it, and a call that the
-/// named level does not support throws.  With the environment variable TRIBUTARY_LOG=1 each call says on stderr what it took.
+/// named level does not support throws.  With the environment variable TRIBUTARY_LOG=1 calls whose
+/// work is cut say on stderr what level and cut they took.
 enum class Level {
   automatic,
   reference,  ///< host-serial loops with double accumulators: the definition.  Needs host-accessible memory; fences.

@@ -11,6 +11,7 @@ namespace Tributary::Impl {
 
 namespace {
 
+constexpr std::int64_t farthest  = std::int64_t{1} << 33;
 constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
 
 // What stands for an array that is given, has no element, and so no address; never read.
@@ -227,24 +228,25 @@ std::pair<AttentionProblem, RotaryProblem> check_attention(std::string_view func
   const auto [batch, queries, heads, head_dim] = in.query.extents;
   const double           dropped               = options.dropout.probability;
   const AttentionProblem problem{
-      .type                  = in.type,
-      .batch                 = batch,
-      .queries               = queries,
-      .keys                  = in.key.extents[1],
-      .heads                 = static_cast<std::int32_t>(heads),
-      .key_heads             = static_cast<std::int32_t>(in.key.extents[2]),
-      .head_dim              = static_cast<std::int32_t>(head_dim),
-      .value_dim             = static_cast<std::int32_t>(in.value.extents[3]),
-      .query                 = in.query.data,
-      .key                   = in.key.data,
-      .value                 = in.value.data,
-      .query_strides         = {in.query.strides[0], in.query.strides[1], in.query.strides[2]},
-      .key_strides           = {in.key.strides[0], in.key.strides[1], in.key.strides[2]},
-      .value_strides         = {in.value.strides[0], in.value.strides[1], in.value.strides[2]},
-      .scale                 = options.scale ? *options.scale : static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim))),
-      .softcap               = options.softcap,
-      .left                  = options.window_left,
-      .right                 = options.causal ? 0 : options.window_right,
+      .type          = in.type,
+      .batch         = batch,
+      .queries       = queries,
+      .keys          = in.key.extents[1],
+      .heads         = static_cast<std::int32_t>(heads),
+      .key_heads     = static_cast<std::int32_t>(in.key.extents[2]),
+      .head_dim      = static_cast<std::int32_t>(head_dim),
+      .value_dim     = static_cast<std::int32_t>(in.value.extents[3]),
+      .query         = in.query.data,
+      .key           = in.key.data,
+      .value         = in.value.data,
+      .query_strides = {in.query.strides[0], in.query.strides[1], in.query.strides[2]},
+      .key_strides   = {in.key.strides[0], in.key.strides[1], in.key.strides[2]},
+      .value_strides = {in.value.strides[0], in.value.strides[1], in.value.strides[2]},
+      .scale         = options.scale ? *options.scale : static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim))),
+      .softcap       = options.softcap,
+      // beyond every position, and sums with one still fit
+      .left                  = std::min(options.window_left, farthest),
+      .right                 = options.causal ? 0 : std::min(options.window_right, farthest),
       .key_keep              = in.key_keep.data,
       .keep                  = options.keep.given() && !in.keep ? &no_element : in.keep.data,
       .additive_mask         = in.additive_mask.data,
@@ -289,6 +291,15 @@ std::pair<AttentionProblem, RotaryProblem> check_attention_forward(const Attenti
   if (previous.out.given()) {
     require_extents(f, "previous.out", previous_out, {batch, queries, heads, value_dim});
     require_extents(f, "previous.lse", previous_lse, {batch, heads, queries});
+    // These count positions from the end of this call's keys, which is not where they lie among all keys.
+    const AttentionOptions& o = *in.options;
+    for (const auto& [name, given] :
+         {std::pair{"causal", o.causal}, std::pair{"window_left", o.window_left >= 0}, std::pair{"window_right", o.window_right >= 0},
+          std::pair{"alibi_slopes", o.alibi_slopes.given()}, std::pair{"relative_bias", o.relative_bias.table.given()},
+          std::pair{"dropout", o.dropout.probability > 0},
+          std::pair{"rotary without positions",
+                    o.rotary.dims > 0 && !(o.rotary.query_positions.given() && o.rotary.key_positions.given())}})
+      require(!given, "{}: previous is given together with {}, which depends on where this call's keys lie among all", f, name);
     for (const auto& [output_name, output] :
          {NamedSpan{"out", byte_span(out, element_size(out_type))}, NamedSpan{"lse", byte_span(lse, sizeof(float))}}) {
       require_disjoint(f, output_name, output, "previous.out", byte_span(previous_out, sizeof(float)));
@@ -356,6 +367,7 @@ void check_attention_merge(const AttentionMergeArguments& arguments) {
   constexpr std::string_view f                                      = "attention_merge";
   const auto& [states, sink, has_sink, out_type, out, lse, has_lse] = arguments;
   const auto [batch, queries, heads, value_dim]                     = out.extents;
+  require(batch * queries <= int32_max, "{}: there are {} query rows, expected at most 2^31 - 1", f, batch * queries);
   require(!states.empty() && states.size() <= 8, "{}: {} states are given, expected 1 ... 8", f, states.size());
   if (has_lse) require_extents(f, "lse", lse, {batch, heads, queries});
   if (has_sink) require_extents(f, "sink", sink, {heads});

@@ -10,7 +10,7 @@ template <class Exec, class Element>
 struct AttentionMergeFunctor {
   using Member = typename Kokkos::TeamPolicy<Exec>::member_type;
 
-  static constexpr int most = 8;  // states: what fits a closure of 512 bytes
+  static constexpr int most = 8;  // states of a call, to keep the closure small
 
   struct State {
     const float *out, *lse;

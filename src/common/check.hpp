@@ -21,12 +21,13 @@ std::string extents_text(const Tensor<T, Rank>& tensor) {
   return extents_text(tensor.extents, Rank);
 }
 
-/// An output element must have one place: a stride of 0 along an extent above 1 is refused.
+/// An output element must have a place of its own: the strides, from the smallest up, must step over what the smaller ones span.
+void require_distinct_elements(std::string_view function, std::string_view name, const std::int64_t* extents, const std::int64_t* strides,
+                               int rank);
+
 template <class T, int Rank>
 void require_distinct_elements(std::string_view function, std::string_view name, const Tensor<T, Rank>& output) {
-  for (int d = 0; d < Rank; ++d)
-    require(output.empty() || output.extents[d] <= 1 || output.strides[d] > 0,
-            "{}: {} has stride 0 in dimension {}; an output's elements must be distinct", function, name, d);
+  if (!output.empty()) require_distinct_elements(function, name, output.extents, output.strides, Rank);
 }
 
 inline void require_disjoint(std::string_view function, std::string_view output_name, const ByteSpan& output, std::string_view other_name,

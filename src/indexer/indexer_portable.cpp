@@ -224,6 +224,7 @@ struct IndexerScoreFunctor {
         }
       });
     });
+    team.team_barrier();  // the next segment's legal keys come after everybody has read these
   }
 };
 

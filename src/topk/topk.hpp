@@ -94,6 +94,7 @@ struct SelectRows {
       });
       team.team_barrier();
       select.make_room(row);
+      team.team_barrier();  // no offer before every thread has looked at the count
     }
   }
 };

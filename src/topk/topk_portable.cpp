@@ -28,7 +28,7 @@ struct StoredValues {
 
 /// A few partial lists of each row, seen as one row.
 struct PartialLists {
-  static constexpr int most = 4;  // a launch: a closure beyond 512 bytes would be slow to pass; more lists take more launches
+  static constexpr int most = 4;  // a launch, to keep its closure small; more lists take more launches
   struct List {
     const std::int32_t* indices;
     const float*        scores;
