@@ -460,7 +460,7 @@ struct BackwardCall {
 
   BackwardCall(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary, const AttentionGradients& wanted,
                WorkspaceLayout& layout)
-      : by_query(plan_attention(exec, p)), by_key(by_query), by_mask(by_query), preparation(p, rotary, layout) {
+      : preparation(p, rotary, layout) {
     const std::int64_t rows = p.batch * p.heads * p.queries;
     by_query                = plan_rows(exec, p, p.queries, p.heads / p.key_heads, p.key_heads);
     by_key                  = plan_rows(exec, p, p.keys, 1, p.key_heads);
