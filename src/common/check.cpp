@@ -29,10 +29,11 @@ void require_distinct_elements(std::string_view function, std::string_view name,
   }
 }
 
-Level choose_level(std::string_view function, Level wanted, bool host_memory) {
-  require(wanted != Level::hopper, "{}: this operator has no Hopper level", function);
+Level choose_level(std::string_view function, Level wanted, bool host_memory, std::string_view no_hopper) {
+  require(wanted != Level::hopper || no_hopper.empty(), "{}: the Hopper level cannot take this call: {}", function, no_hopper);
   require(wanted != Level::reference || host_memory, "{}: the reference level needs an execution space on the host", function);
-  return wanted == Level::reference ? Level::reference : Level::portable;
+  if (wanted != Level::automatic) return wanted;
+  return no_hopper.empty() ? Level::hopper : Level::portable;
 }
 
 }  // namespace Tributary::Impl

@@ -36,6 +36,8 @@ inline void require_disjoint(std::string_view function, std::string_view output_
 }
 
 /// The level a call takes.  Where the host cannot reach the operator's memory there is no reference level.
-Level choose_level(std::string_view function, Level wanted, bool host_memory);
+///
+/// \param no_hopper  why the Hopper level cannot take this call; empty if it can
+Level choose_level(std::string_view function, Level wanted, bool host_memory, std::string_view no_hopper = "the operator has none");
 
 }  // namespace Tributary::Impl
