@@ -30,7 +30,7 @@ void require_distinct_elements(std::string_view function, std::string_view name,
 }
 
 Level choose_level(std::string_view function, Level wanted, bool host_memory, std::string_view no_hopper) {
-  require(wanted != Level::hopper || no_hopper.empty(), "{}: the Hopper level cannot take this call: {}", function, no_hopper);
+  require(wanted != Level::hopper || no_hopper.empty(), "{}: no Hopper level for this call: {}", function, no_hopper);
   require(wanted != Level::reference || host_memory, "{}: the reference level needs an execution space on the host", function);
   if (wanted != Level::automatic) return wanted;
   return no_hopper.empty() ? Level::hopper : Level::portable;
