@@ -4,6 +4,7 @@
 #include "sm90/indexer/select.cuh"
 #include "sm90/indexer/tile.cuh"
 #include "sm90/ptx/mbarrier.cuh"
+#include "sm90/ptx/predicated.cuh"
 
 // The collecting warps: each takes one math warpgroup's scores from shared memory and appends what beats a row's threshold to the row's
 // buffer in device memory (which stays in the second-level cache), or, for indexer_score, stores them all.
@@ -57,71 +58,75 @@ class Collector {
  private:
   using Item                = WorkItem<Tile::queries>;
   static constexpr int rows = Tile::group_queries;
-  static constexpr int step = 4;  // rows looked at together
+  // A lane looks at one row alone and keeps what it must know of it in registers: 8 or 16 keys of every tile, in fours.
+  static constexpr int row_lanes = 32 / rows;
+  static constexpr int own_keys  = Tile::keys / row_lanes;
 
-  /// Two neighbouring keys a lane.
-  struct Pair {
-    float score[2];
+  /// This lane's keys of a tile, i = 0 ... own_keys - 1.
+  struct alignas(16) OwnKeys {
+    float of[own_keys];
   };
-  __device__ Pair scaled(int slot, int row, const Pair& scales) const {
-    const float* const scores = reinterpret_cast<const float*>(scratch_ + Tile::scores_offset) + (group_ * Tile::score_slots + slot) * Tile::slot_floats;
-    const auto pair = *reinterpret_cast<const float2*>(scores + row * Tile::score_stride + 2 * lane_);
-    return {pair.x * scales.score[0], pair.y * scales.score[1]};
+  __device__ int row() const { return lane_ / row_lanes; }
+  __device__ int own_key(int i) const { return (i / 4) * (4 * row_lanes) + lane_ % row_lanes * 4 + i % 4; }
+
+  /// Scores of this lane's row.
+  __device__ const float* row_scores(int slot) const {
+    return reinterpret_cast<const float*>(scratch_ + Tile::scores_offset) + (group_ * Tile::score_slots + slot) * Tile::slot_floats +
+           row() * Tile::score_stride;
   }
-  /// The scales of this lane's keys: 1 where there are none.
-  __device__ Pair key_scales(const Item& item, std::int64_t key) const {
-    Pair scale{1.0f, 1.0f};
-    if (sizeof(typename Tile::Element) == 1)
-      for (int i = 0; i < 2; ++i)
-        if (key + i < call_.problem.keys) scale.score[i] = __ldg(call_.problem.key_scale + item.batch * call_.problem.key_scale_stride + key + i);
-    return scale;
+  __device__ OwnKeys scores(int slot) const {
+    OwnKeys scores;
+#pragma unroll
+    for (int i = 0; i < own_keys; i += 4) *reinterpret_cast<float4*>(scores.of + i) = *reinterpret_cast<const float4*>(row_scores(slot) + own_key(i));
+    return scores;
   }
   __device__ const RowKeys& keys_of(const Item& item, int row) const { return item.rows[group_ * rows + row]; }
-  __device__ static bool    has(const RowKeys& keys, int key) { return keys.begin <= key && key < keys.end; }
   __device__ RowState&      state_of(int row) const { return shared_.rows[group_ * rows + row]; }
   __device__ RejectedScore& rejected(int row) const { return shared_.rejected[group_ * rows + row]; }
   __device__ std::uint32_t* bins_of(int row) const {
     return reinterpret_cast<std::uint32_t*>(scratch_ + Tile::bins_offset) + (group_ * rows + row) * Tile::bins;
   }
+  __device__ Entry* buffer_of(int row) const { return buffers_ + static_cast<std::int64_t>(row) * call_.plan.capacity; }
 
-  /// Calls tile(number, slot, first of this lane's two keys, scales of both, the same two of the next tile) for every tile of keys.
+  /// Calls tile(number, slot, first key, the next tile's) for every tile of keys.
   template <class OnTile>
   __device__ void for_each_tile(const Item& item, const OnTile& on_tile) {
     KeyTileOrder order(item.key_tiles, item.period, item.stride);
-    int          key    = item.key + 2 * lane_;
-    Pair         scales = key_scales(item, key);
     for (int j = 0; j < item.key_tiles; ++j) {
-      ptx::mbarrier_wait(&shared_.scores_full[group_][at_.slot], at_.round);
-      const int  this_key    = key;
-      const Pair this_scales = scales;
+      const int key = item.key + order.at * Tile::keys;
       order.next();
-      key    = item.key + order.at * Tile::keys + 2 * lane_;
-      scales = key_scales(item, key);
-      on_tile(j, at_.slot, this_key, this_scales, key, scales);
+      ptx::mbarrier_wait(&shared_.scores_full[group_][at_.slot], at_.round);
+      on_tile(j, at_.slot, key, item.key + order.at * Tile::keys);
       __syncwarp();
       if (lane_ == 0) ptx::mbarrier_arrive(&shared_.scores_empty[group_][at_.slot]);
       at_.next();
     }
   }
 
+  /// What a lane knows of its row.
+  struct OwnRow {
+    RowKeys   keys;
+    Entry     threshold;
+    ScoreBins window;
+    int       count;
+  };
+
   __device__ void collect(const Item& item) {
-    int count[rows] = {};
-    for (int row = 0; row < rows; ++row) restart(row, no_entry, 0, {0.0f, 0.0f});
-    for_each_tile(item, [&](int j, int slot, int key, const Pair& scales, int next_key, const Pair& next_scales) {
+    for (int r = 0; r < rows; ++r) restart(r, no_entry, 0, {0.0f, 0.0f});
+    OwnRow own{keys_of(item, row()), no_entry, {0.0f, 0.0f}, 0};
+    for_each_tile(item, [&](int j, int slot, int key, int next_key) {
       if (j == 0) {  // the second tile lies far from the first
         RingPosition<Tile::score_slots> second = at_;
         second.next();
         const bool two = item.key_tiles > 1;
         if (two) ptx::mbarrier_wait(&shared_.scores_full[group_][second.slot], second.round);
-        for (int row = 0; row < rows; ++row)
-          place_window(item, row, slot, key, scales, two ? second.slot : slot, two ? next_key : key, two ? next_scales : scales);
+        own.window = first_window(own.keys, scores(slot), key, scores(two ? second.slot : slot), two ? next_key : key);
+        if (lane_ % row_lanes == 0) state_of(row()).window = own.window;
+        for (int r = 0; r < rows; ++r) open_bins(r, __int_as_float(0x7fffffff));
       }
-#pragma unroll
-      for (int row = 0; row < rows; row += step) append(item, row, slot, key, scales, count + row);
+      append(slot, key, own);
     });
-#pragma unroll
-    for (int row = 0; row < rows; ++row)
-      if (lane_ == 0) state_of(row).count = count[row];
+    if (lane_ % row_lanes == 0) state_of(row()).count = own.count;
   }
 
   /// A row's bins start anew, empty.
@@ -143,26 +148,26 @@ class Collector {
     __syncwarp();
   }
 
-  __device__ void place_window(const Item& item, int row, int slot0, int key0, const Pair& scales0, int slot1, int key1,
-                               const Pair& scales1) {
-    const RowKeys keys = keys_of(item, row);
-    float         least = __int_as_float(0x7f800000), greatest = -least;
-    const auto    see = [&](int slot, int key, const Pair& scales) {
-      const Pair pair = scaled(slot, row, scales);
-      for (int i = 0; i < 2; ++i) {
-        if (!has(keys, key + i) || !(fabsf(pair.score[i]) <= 3.0e38f)) continue;
-        least    = fminf(least, pair.score[i]);
-        greatest = fmaxf(greatest, pair.score[i]);
+  /// Of this lane's row, from its scores in two tiles.
+  __device__ ScoreBins first_window(const RowKeys& keys, const OwnKeys& scores0, int key0, const OwnKeys& scores1, int key1) const {
+    float      least = __int_as_float(0x7f800000), greatest = -least;
+    const auto see = [&](const OwnKeys& scores, int first_key) {
+#pragma unroll
+      for (int i = 0; i < own_keys; ++i) {
+        const int  key  = first_key + own_key(i);
+        const bool seen = (keys.begin <= key) & (key < keys.end) & (fabsf(scores.of[i]) <= 3.0e38f);
+        least           = seen ? fminf(least, scores.of[i]) : least;
+        greatest        = seen ? fmaxf(greatest, scores.of[i]) : greatest;
       }
     };
-    see(slot0, key0, scales0);
-    see(slot1, key1, scales1);
-    for (int distance = 16; distance > 0; distance /= 2) {
+    see(scores0, key0);
+    see(scores1, key1);
+#pragma unroll
+    for (int distance = row_lanes / 2; distance > 0; distance /= 2) {
       least    = fminf(least, __shfl_xor_sync(0xffffffffu, least, distance));
       greatest = fmaxf(greatest, __shfl_xor_sync(0xffffffffu, greatest, distance));
     }
-    if (lane_ == 0) state_of(row).window = window(least, greatest, 1.5f);
-    open_bins(row, __int_as_float(0x7fffffff));
+    return window(least, greatest, 1.5f);
   }
 
   /// Bins over `reach` times the span of the scores seen; scale 0 if there is no span.
@@ -172,63 +177,64 @@ class Collector {
     return span > 0.0f && scale > 0.0f && scale < 3.0e38f ? ScoreBins{least, scale} : ScoreBins{0.0f, 0.0f};
   }
 
-  /// Rows row ... row + 3 of a tile.  Without branches between the rows: one warp has to keep up with four that score, so the rows' chains of
-  /// dependent instructions must overlap.
-  __device__ void append(const Item& item, int row, int slot, int key, const Pair& scales, int* count) {
-    Pair pairs[step];
-    bool passes = false;
+  /// A lane's keys that are not surely beaten, one after the other: a few rounds of a short loop, since few are left of a tile.  (All keys in
+  /// straight-line code is three times the instructions, and a single warp is fed little faster than it executes them.)
+  __device__ void append(int slot, int first_key, OwnRow& own) {
+    const float   below = reinterpret_cast<const volatile RejectedScore&>(rejected(row())).score;
+    std::uint32_t left  = 0;
+    {
+      const OwnKeys all = scores(slot);
 #pragma unroll
-    for (int r = 0; r < step; ++r) {
-      pairs[r]          = scaled(slot, row + r, scales);
-      const float below = reinterpret_cast<const volatile RejectedScore&>(rejected(row + r)).score;
-#pragma unroll
-      for (const float score : pairs[r].score) passes |= !(score <= below);
+      for (int i = 0; i < own_keys; ++i) left |= all.of[i] <= below ? 0u : 1u << i;
     }
-    if (!__any_sync(0xffffffffu, passes)) return;
-    int fullest = 0;
-#pragma unroll
-    for (int r = 0; r < step; ++r) {
-      const RowKeys        keys   = keys_of(item, row + r);
-      const RowState&      state  = state_of(row + r);
-      const Entry          above  = state.threshold;
-      const ScoreBins      window = state.window;
-      const float          below  = reinterpret_cast<const volatile RejectedScore&>(rejected(row + r)).score;
-      Entry* const         buffer = buffers_ + static_cast<std::int64_t>(row + r) * call_.plan.capacity;
-      std::uint32_t* const bins   = bins_of(row + r);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float    score = pairs[r].score[i];
-        const Entry    entry = make_entry(sortable(score), static_cast<std::uint32_t>(key + i - keys.first_key));
-        const bool     take  = !(score <= below) && entry > above && has(keys, key + i);
-        const unsigned mask  = __ballot_sync(0xffffffffu, take);
-        if (take) {
-          buffer[count[r] + __popc(mask & ((1u << lane_) - 1))] = entry;
-          atomicAdd(&bins[window(score)], 1u);
-        }
-        count[r] += __popc(mask);
-      }
-      fullest = max(fullest, count[r]);
-    }
-    if (fullest > call_.plan.capacity - Tile::keys) {
-#pragma unroll
-      for (int r = 0; r < step; ++r)
-        if (lane_ == 0) state_of(row + r).count = count[r];
-      __syncwarp();
+    const unsigned       row_mask = (rows == 4 ? 0xffu : 0xfu) << (row() * row_lanes), before_me = row_mask & ((1u << lane_) - 1);
+    Entry* const         buffer = buffer_of(row());
+    std::uint32_t* const bins   = bins_of(row());
 #pragma unroll 1
-      for (int r = 0; r < step; ++r)
-        if (state_of(row + r).count > call_.plan.capacity - Tile::keys) cut(row + r);
+    while (__any_sync(0xffffffffu, left != 0)) {
+      constexpr int together = 2;  // whose chains of instructions overlap
+      float         score[together];
+      Entry         entry[together];
+      bool          take[together];
 #pragma unroll
-      for (int r = 0; r < step; ++r) count[r] = state_of(row + r).count;
-      __syncwarp();
+      for (int u = 0; u < together; ++u) {
+        const int i   = left != 0 ? __ffs(static_cast<int>(left)) - 1 : 0;
+        const int key = first_key + own_key(i);
+        score[u]      = row_scores(slot)[own_key(i)];
+        entry[u]      = make_entry(sortable(score[u]), static_cast<std::uint32_t>(key - own.keys.first_key));
+        take[u]       = (left != 0) & (entry[u] > own.threshold) & (own.keys.begin <= key) & (key < own.keys.end);
+        left &= left - 1;
+      }
+      unsigned mask[together];
+#pragma unroll
+      for (int u = 0; u < together; ++u) mask[u] = __ballot_sync(0xffffffffu, take[u]);
+#pragma unroll
+      for (int u = 0; u < together; ++u) {
+        ptx::st_global_if(take[u], buffer + own.count + __popc(mask[u] & before_me), entry[u]);
+        own.count += __popc(mask[u] & row_mask);
+      }
+#pragma unroll
+      for (int u = 0; u < together; ++u) ptx::red_shared_inc_if(take[u], bins + own.window(score[u]));
+    }
+    const bool full = own.count > call_.plan.capacity - Tile::keys;
+    for (unsigned lanes = __ballot_sync(0xffffffffu, full); lanes != 0;) {
+      const int full_row = (__ffs(static_cast<int>(lanes)) - 1) / row_lanes;
+      cut(full_row, __shfl_sync(0xffffffffu, own.count, full_row * row_lanes));
+      lanes &= ~((rows == 4 ? 0xffu : 0xfu) << (full_row * row_lanes));
+      if (row() == full_row) {
+        const RowState& state = state_of(full_row);
+        own.threshold         = state.threshold;
+        own.window            = state.window;
+        own.count             = state.count;
+      }
     }
   }
 
   /// The buffer is full: back to the k best, the k-th of which is the threshold, and new bins from there.
-  __device__ void cut(int row) {
+  __device__ void cut(int row, int count) {
     constexpr int        in_flight = 4;  // what the registers take
-    Entry* const         buffer    = buffers_ + static_cast<std::int64_t>(row) * call_.plan.capacity;
+    Entry* const         buffer    = buffer_of(row);
     std::uint32_t* const bins      = bins_of(row);
-    const int            count     = state_of(row).count;
     restart(row, no_entry, 0, {0.0f, 0.0f});
     const Entry     kth = kth_entry<in_flight>(buffer, count, static_cast<int>(call_.output.top_k), bins, lane_);
     Entry           greatest;
@@ -256,14 +262,15 @@ class Collector {
       for (std::int64_t column = lane_; column < begin; column += 32) to(row)[column] = nothing;
       for (std::int64_t column = end + lane_; column < call_.score_columns; column += 32) to(row)[column] = nothing;
     }
-    for_each_tile(item, [&](int, int slot, int key, const Pair& scales, int, const Pair&) {
-      for (int row = 0; row < rows && exists(row); ++row) {
-        const RowKeys keys = keys_of(item, row);
-        const Pair    pair = scaled(slot, row, scales);
-        for (int i = 0; i < 2; ++i) {
-          const std::int64_t column = column_of(keys, key + i);
-          if (column >= 0 && column < call_.score_columns) to(row)[column] = has(keys, key + i) ? pair.score[i] : nothing;
-        }
+    for_each_tile(item, [&](int, int slot, int first_key, int) {
+      if (!exists(row())) return;
+      const RowKeys keys = keys_of(item, row());
+      const OwnKeys own  = scores(slot);
+#pragma unroll
+      for (int i = 0; i < own_keys; ++i) {
+        const int          key    = first_key + own_key(i);
+        const std::int64_t column = column_of(keys, key);
+        if (column >= 0 && column < call_.score_columns) to(row())[column] = keys.begin <= key && key < keys.end ? own.of[i] : nothing;
       }
     });
   }
@@ -290,10 +297,9 @@ __device__ void raise_thresholds(const IndexerCall& call, SharedState<Tile>& sha
       __threadfence_block();
       const auto* const bins = reinterpret_cast<const std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins;
       const int         bin  = BinCounts(bins, lane).find(k, lane).bin;
-      const ScoreBins   of   = shared.rows[row].window;
-      const float       edge = of.low + (static_cast<float>(bin) - 0.0625f) / of.scale;
+      const float       edge = shared.rows[row].window.edge(bin);
       __threadfence_block();
-      if (lane == 0 && bin >= 1 && of(edge) < bin && edge == edge && !(edge <= known.score))
+      if (lane == 0 && edge == edge && !(edge <= known.score))
         atomicCAS(reinterpret_cast<unsigned long long*>(&shared.rejected[row]), before,
                   Kokkos::bit_cast<std::uint64_t>(RejectedScore{edge, known.epoch}));
       __syncwarp();

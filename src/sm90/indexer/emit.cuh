@@ -50,9 +50,9 @@ class RowOutput {
 /// An entry whose order is that of the indices, the smallest first; and back.
 __device__ inline Entry swap_halves(Entry entry) { return entry << 32 | entry >> 32; }
 
-/// \param list  Tile::list_entries in shared memory
+/// \param bins  of the entries, if the window is placed; anything afterwards
 template <class Tile>
-__device__ void emit_row(const RowOutput& out, bool by_index, const RowState& state, Entry* buffer, std::uint32_t* bins, Entry* list,
+__device__ void emit_row(const RowOutput& out, bool by_index, const RowState& state, Entry* buffer, std::uint32_t* bins, SortRoom& room,
                          int lane) {
   constexpr int in_flight = 16, rarely = 4;  // loads on their way
   int           count     = state.count;
@@ -62,9 +62,11 @@ __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& st
   if (wanted == 0) return;
 
   if (!by_index && state.window.scale > 0.0f) {
-    const ScoreBins of     = state.window;
-    const auto      bin_of = [&](Entry entry) { return of(score_of(entry)); };
-    if (emit_sorted<in_flight>(buffer, count, wanted, bins, list, Tile::list_entries, lane, bin_of, [](Entry entry) { return entry; }, put))
+    const ScoreBins of = state.window;
+    const auto      edge_of  = [&](int bin) { return sortable(of.edge(bin)); };  // none: 0, which only NaN has
+    const auto      value_of = [](std::uint32_t image) { return score_of(static_cast<Entry>(image) << 32); };
+    if (emit_sorted<in_flight>(
+            buffer, count, wanted, bins, room, lane, edge_of, value_of, [](Entry entry) { return entry; }, put))
       return;
   }
   // Crowded bins, as many equal scores make them, or index order: first exactly the k best.
@@ -73,25 +75,27 @@ __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& st
     count = keep_from<rarely>(buffer, count, kth_entry<rarely>(buffer, count, wanted, bins, lane), greatest, lane);
   }
   if (by_index) {
-    Entry low = ~Entry{0}, high = 0;
+    std::uint32_t least = 0xffffffffu, greatest = 0;  // of the inverted indices
     for_each_entry<rarely>(buffer, count, lane, [&](Entry entry, bool real) {
-      if (!real) return;
-      const Entry key = swap_halves(entry);
-      low             = key < low ? key : low;
-      high            = key > high ? key : high;
+      least    = real ? min(least, static_cast<std::uint32_t>(entry)) : least;
+      greatest = real ? max(greatest, static_cast<std::uint32_t>(entry)) : greatest;
     });
-    const auto least = static_cast<std::uint32_t>(~warp_max(~low) >> 32), greatest = static_cast<std::uint32_t>(warp_max(high) >> 32);
-    int        shift = 0;
-    while ((greatest - least) >> shift > 254) ++shift;
-    const auto bin_of = [&](Entry entry) { return static_cast<int>((static_cast<std::uint32_t>(entry) - least) >> shift); };
+    least     = __reduce_min_sync(0xffffffffu, least);
+    greatest  = __reduce_max_sync(0xffffffffu, greatest);
+    int shift = 0;
+    while ((greatest - least) >> shift > 255) ++shift;
     clear_bins(bins, lane);
     for_each_entry<rarely>(buffer, count, lane, [&](Entry entry, bool real) {
-      if (real) atomicAdd(&bins[bin_of(entry)], 1u);
+      if (real) atomicAdd(&bins[(static_cast<std::uint32_t>(entry) - least) >> shift], 1u);
     });
     __syncwarp();
-    if (emit_sorted<rarely>(buffer, count, count, bins, list, Tile::list_entries, lane, bin_of, swap_halves, put)) return;
+    const auto edge_of  = [&](int bin) { return least + (static_cast<std::uint32_t>(bin) << shift) - 1; };
+    const auto value_of = [&](std::uint32_t inverted) { return static_cast<float>(inverted - least); };
+    if (emit_sorted<rarely>(buffer, count, count, bins, room, lane, edge_of, value_of, swap_halves, put))
+      return;
   }
-  int size = 32;
+  Entry* const list = reinterpret_cast<Entry*>(&room);
+  int          size = 32;
   while (size < count) size *= 2;
   for (int i = lane; i < size; i += 32) {
     const Entry entry = i < count ? load_entry(buffer + i) : no_entry;

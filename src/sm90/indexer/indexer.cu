@@ -37,10 +37,13 @@ __device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& sh
     {
       Scoring<Tile> scoring;
       scoring.load_weights(call.problem, batch, first_row, lane);
-      float      accumulator[128], sum[2][Tile::group_queries];
+      float                             accumulator[128], sum[2][Tile::group_queries];
+      typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
+      KeyTileOrder order(key_tiles, shared.items[item_at.slot].period, shared.items[item_at.slot].stride);
+      const int    first_key = shared.items[item_at.slot].key;
       const auto publish = [&] {
         ptx::mbarrier_wait(&shared.scores_empty[group][score_at.slot], score_at.round ^ 1);
-        Scoring<Tile>::store(sum, scores + score_at.slot * Tile::slot_floats, warp_in_group * 16, lane);
+        Scoring<Tile>::store(sum, key_scales, scores + score_at.slot * Tile::slot_floats, warp_in_group * 16, lane);
         __syncwarp();
         if (lane == 0) ptx::mbarrier_arrive(&shared.scores_full[group][score_at.slot]);
         score_at.next();
@@ -53,6 +56,10 @@ __device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& sh
         Scoring<Tile>::multiply(accumulator, keys_descriptor + stage.slot * (Tile::key_bytes / 16), queries_descriptor);
         ptx::bar_arrive(other_turn, 256);
         if (j > 0) publish();  // the tile before, while this one is multiplied
+        if constexpr (Scoring<Tile>::scaled) {
+          key_scales.load(call.problem, batch, first_key + order.at * Tile::keys, warp_in_group * 16, lane);
+          order.next();
+        }
         __syncwarp();
         ptx::wgmma_wait_group<0>();
         ptx::pin(accumulator);
@@ -63,7 +70,8 @@ __device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& sh
     }
     ptx::mbarrier_wait(&shared.collected[group], round);
     if (call.scores == nullptr) {
-      Entry* const list = reinterpret_cast<Entry*>(scratch) + warp * Tile::list_entries;
+      static_assert(Tile::list_bytes >= math_warps * static_cast<int>(sizeof(SortRoom)));
+      SortRoom& room = reinterpret_cast<SortRoom*>(scratch)[warp];
 #pragma unroll 1
       for (int r = warp_in_group; r < Tile::group_queries; r += 4) {
         const int row = group * Tile::group_queries + r;
@@ -71,7 +79,7 @@ __device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& sh
         const RowOutput out(call, batch, first_row + r, shared.items[item_at.slot].split);
         emit_row<Tile>(out, out.by_index(call), shared.rows[row],
                        call.plan.candidates + (static_cast<std::int64_t>(team) * Tile::queries + row) * call.plan.capacity,
-                       reinterpret_cast<std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins, list, lane);
+                       reinterpret_cast<std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins, room, lane);
         __syncwarp();
       }
       ptx::fence_proxy_async();  // the list lies where the copy engine puts the next queries

@@ -17,6 +17,7 @@ struct Scoring {
   using Element                    = typename Tile::Element;
   static constexpr int queries     = Tile::group_queries;
   static constexpr int head_blocks = Tile::heads / 8;  // of 8 columns
+  static constexpr bool scaled     = sizeof(Element) == 1;
 
   /// relu(NaN) = NaN.
   __device__ static float relu(float x) {
@@ -26,7 +27,7 @@ struct Scoring {
   }
   /// Maxima run at half rate and, in FP8, take as long as the products: there every second ReLU is (x + |x|) / 2 on the FMA pipe, the half
   /// folded into the weight.  Exact, since FP8 products are finite or NaN; -infinity would become NaN.
-  static constexpr bool share_relu = sizeof(Element) == 1;
+  static constexpr bool share_relu = scaled;
 
   float weight[64];
 
@@ -88,15 +89,29 @@ struct Scoring {
     return keep + __shfl_xor_sync(0xffffffffu, give, distance);
   }
 
+  /// The scales of this thread's two keys; 1 where there are none.
+  struct KeyScales {
+    float of[2] = {1.0f, 1.0f};
+
+    __device__ void load(const IndexerProblem& problem, std::int64_t batch, std::int64_t tile_key, int warp_key, int lane) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::int64_t key = tile_key + warp_key + i * 8 + (lane >> 2);
+        of[i]                  = key < problem.keys ? __ldg(problem.key_scale + batch * problem.key_scale_stride + key) : 0.0f;
+      }
+    }
+  };
+
   /// Adds up the sums of four neighbouring lanes and stores them: [query][key].
-  __device__ static void store(const float (&sum)[2][queries], float* scores, int warp_key, int lane) {
+  __device__ static void store(const float (&sum)[2][queries], const KeyScales& scales, float* scores, int warp_key, int lane) {
     const bool bit0 = (lane & 1) != 0, bit1 = (lane & 2) != 0;
 #pragma unroll
     for (int q = 0; q < queries; q += 4)
 #pragma unroll
       for (int key = 0; key < 2; ++key) {
         const float (&s)[queries] = sum[key];
-        const float score = trade(bit1, trade(bit0, s[q], s[q + 1], 1), trade(bit0, s[q + 2], s[q + 3], 1), 2);
+        float score = trade(bit1, trade(bit0, s[q], s[q + 1], 1), trade(bit0, s[q + 2], s[q + 3], 1), 2);
+        if constexpr (scaled) score *= scales.of[key];
         scores[(q + (lane & 3)) * Tile::score_stride + warp_key + key * 8 + (lane >> 2)] = score;
       }
   }

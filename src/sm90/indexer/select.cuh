@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "sm90/ptx/predicated.cuh"
 #include "topk/entry.hpp"
 
 // Exact selection by one warp, over entries in device memory that other warps of the team wrote.
@@ -9,20 +10,31 @@ namespace Tributary::Impl::SM90 {
 
 __device__ inline Entry load_entry(const Entry* from) { return __ldcg(reinterpret_cast<const unsigned long long*>(from)); }
 
-/// Calls use(entry, is there one) for entries 0 ... count - 1, 32 neighbours at a time, with `InFlight` loads on their way.
+/// Calls use(entries, which of them are there) for entries 0 ... count - 1: `InFlight` of a lane at a time, so many loads on their way.
 template <int InFlight, class Use>
-__device__ void for_each_entry(const Entry* entries, int count, int lane, const Use& use) {
+__device__ void for_each_batch(const Entry* entries, int count, int lane, const Use& use) {
+#pragma unroll 1
   for (int first = 0; first < count; first += 32 * InFlight) {
     Entry entry[InFlight];
+    bool  real[InFlight];
 #pragma unroll
     for (int u = 0; u < InFlight; ++u) {
       const int i = first + u * 32 + lane;
-      entry[u]    = i < count ? load_entry(entries + i) : no_entry;
+      real[u]     = i < count;
+      entry[u]    = real[u] ? load_entry(entries + i) : no_entry;
     }
     __syncwarp();
-#pragma unroll
-    for (int u = 0; u < InFlight; ++u) use(entry[u], first + u * 32 + lane < count);
+    use(entry, real);
   }
+}
+
+/// Calls use(entry, is there one) for each, 32 neighbours at a time.
+template <int InFlight, class Use>
+__device__ void for_each_entry(const Entry* entries, int count, int lane, const Use& use) {
+  for_each_batch<InFlight>(entries, count, lane, [&](const Entry (&entry)[InFlight], const bool (&real)[InFlight]) {
+#pragma unroll
+    for (int u = 0; u < InFlight; ++u) use(entry[u], real[u]);
+  });
 }
 
 __device__ inline Entry warp_max(Entry entry) {
@@ -150,65 +162,158 @@ __device__ inline void bitonic_sort(Entry* list, int size, int lane) {
   __syncwarp();
 }
 
-/// Calls emit(position, entry) for the `wanted` first of the entries sorted by `bin_of`, which is 0 ... 254, and, within a bin, by `key_of`, the greatest first.
-/// `bins` holds the number of entries in each bin, and nothing of use afterwards; `list` is room in shared memory.  False, before anything is
-/// emitted, if a bin is so crowded that this would be slow.
-template <int InFlight, class BinOf, class KeyOf, class Emit>
-__device__ bool emit_sorted(const Entry* entries, int count, int wanted, std::uint32_t* bins, Entry* list, int room, int lane,
-                            const BinOf& bin_of, const KeyOf& key_of, const Emit& emit) {
-  constexpr int crowd = 64;
-  int           end[8], lowest_bin;  // end: position after the bin's last entry
-  {
-    const BinCounts counts(bins, lane);
-    const auto      last = counts.find(wanted, lane);
-    lowest_bin           = last.bin < 0 ? 0 : last.bin;
-    int  position        = counts.before;
-    int  start[8];
-    bool crowded = false;
+/// Where a warp sorts a stretch of its entries.
+struct SortRoom {
+  static constexpr int entries = 896, bins = 512;  // the last bin stays empty
+
+  Entry         found[entries], sorted[entries];
+  std::uint32_t bin[bins];
+};
+static_assert(sizeof(SortRoom) == 16384);
+
+/// Calls emit(position, entry) for the entries room.found[0] ... [count - 1], the greatest key first, at positions from 0.  `value_of` never
+/// falls as the key rises and lies in [least, greatest].  False, before anything is emitted, if its values crowd so that this would be slow.
+template <class ValueOf, class KeyOf, class Emit>
+__device__ bool emit_found(SortRoom& room, int count, float least, float greatest, int lane, const ValueOf& value_of, const KeyOf& key_of,
+                           const Emit& emit) {
+  constexpr int together = 4, crowd = 48;  // entries of a lane side by side: their chains of dependent instructions overlap
+  const float   scale    = static_cast<float>(SortRoom::bins - 1) / (greatest - least);
+  const auto    bin_of   = [&](Entry entry) {
+    const int bin = __float2int_rz(__fmul_rn(__fsub_rn(value_of(entry), least), scale));  // NaN goes to bin 0
+    return max(0, min(bin, SortRoom::bins - 2));
+  };
+  auto* const fours = reinterpret_cast<uint4*>(room.bin);
+  for (int i = lane; i < SortRoom::bins / 4; i += 32) fours[i] = make_uint4(0, 0, 0, 0);
+  __syncwarp();
+#pragma unroll 1
+  for (int first = lane; first < count; first += 32 * together)
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      start[i] = position;
-      position += counts.count[i];
-      end[i] = position;
-      crowded |= counts.count[i] > crowd && BinCounts::bin(i, lane) >= lowest_bin;
+    for (int u = 0; u < together; ++u) {
+      const int i = first + 32 * u;
+      ptx::red_shared_inc_if(i < count, room.bin + bin_of(room.found[i < count ? i : first]));
     }
-    if (__any_sync(0xffffffffu, crowded)) return false;
-    __syncwarp();
-    // from counts to where a bin's next entry goes
-    reinterpret_cast<int4*>(bins)[2 * (31 - lane) + 1] = make_int4(start[3], start[2], start[1], start[0]);
-    reinterpret_cast<int4*>(bins)[2 * (31 - lane)]     = make_int4(start[7], start[6], start[5], start[4]);
-    __syncwarp();
+  __syncwarp();
+  // from counts to where a bin's next entry goes, the highest bin first
+  std::uint32_t before = 0, most = 0;
+#pragma unroll 1
+  for (int i = SortRoom::bins / 4 - 1 - lane; i >= 0; i -= 32) {
+    const uint4         n   = fours[i];
+    const std::uint32_t sum = n.x + n.y + n.z + n.w;
+    most                    = max(max(most, max(n.x, n.y)), max(n.z, n.w));
+    std::uint32_t through   = sum;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const std::uint32_t other = __shfl_up_sync(0xffffffffu, through, distance);
+      if (lane >= distance) through += other;
+    }
+    const std::uint32_t start = before + through - sum;
+    fours[i]                  = make_uint4(start + n.w + n.z + n.y, start + n.w + n.z, start + n.w, start);
+    before += __shfl_sync(0xffffffffu, through, 31);
   }
-  // As many bins at a time as the room takes.
+  __syncwarp();
+  if (__reduce_max_sync(0xffffffffu, most) > crowd) return false;
+#pragma unroll 1
+  for (int first = lane; first < count; first += 32 * together) {
+    Entry         entry[together];
+    std::uint32_t place[together];
+#pragma unroll
+    for (int u = 0; u < together; ++u) {
+      const int i = first + 32 * u;
+      entry[u]    = room.found[i < count ? i : first];
+      place[u]    = ptx::atom_shared_inc_if(i < count, room.bin + bin_of(entry[u]));
+    }
+#pragma unroll
+    for (int u = 0; u < together; ++u) ptx::st_shared_if(first + 32 * u < count, room.sorted + place[u], entry[u]);
+  }
+  __syncwarp();
+#pragma unroll 1
+  for (int first = lane; first < count; first += 32 * together) {
+    Entry entry[together], key[together];
+    int   begin[together], stop[together], position[together], longest = 0;
+#pragma unroll
+    for (int u = 0; u < together; ++u) {
+      const int i   = first + 32 * u < count ? first + 32 * u : first;
+      entry[u]      = room.sorted[i];
+      key[u]        = key_of(entry[u]);
+      const int bin = bin_of(entry[u]);
+      begin[u]      = static_cast<int>(room.bin[bin + 1]);  // a bin filled up ends where the next lower one starts
+      stop[u]       = static_cast<int>(room.bin[bin]);
+      position[u]   = begin[u];
+      longest       = max(longest, stop[u] - begin[u]);
+    }
+#pragma unroll 1
+    for (int other = 0; other < longest; ++other)
+#pragma unroll
+      for (int u = 0; u < together; ++u) {
+        const int at = begin[u] + other;  // only the lanes that still have one to compare with use the banks
+        position[u] += key_of(ptx::ld_shared_if(at < stop[u], room.sorted + at)) > key[u] ? 1 : 0;
+      }
+#pragma unroll
+    for (int u = 0; u < together; ++u)
+      if (first + 32 * u < count) emit(position[u], entry[u]);
+  }
+  __syncwarp();
+  return true;
+}
+
+/// Calls emit(position, entry) for the `wanted` first of all entries, the greatest key first.  `coarse` holds the number of entries in each of
+/// 256 bins that never fall as the key rises; edge_of(bin) is a 32-bit image that no entry of this bin or a higher one has less than or equal
+/// to in its key's high half, and few of lower bins exceed.  False if entries crowd in a bin; some may have been emitted.
+template <int InFlight, class EdgeOf, class ValueOf, class KeyOf, class Emit>
+__device__ bool emit_sorted(const Entry* entries, int count, int wanted, const std::uint32_t* coarse, SortRoom& room, int lane,
+                            const EdgeOf& edge_of, const ValueOf& value_of, const KeyOf& key_of, const Emit& emit) {
+  const BinCounts counts(coarse, lane);
+  const auto      last       = counts.find(wanted, lane);
+  const int       lowest_bin = last.bin < 0 ? 0 : last.bin;
+  int             end[8];  // position after the bin's last entry
+  {
+    int position = counts.before;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) end[i] = position += counts.count[i];
+  }
+  // As many bins at a time as the room takes, with some to spare for what lies between a bin and its edge.
+  std::uint32_t upper = 0xffffffffu;
   for (int done = 0, top = 256; done < wanted && top > lowest_bin;) {
-    int lowest = 256, reach = 0;
+    int lowest = 256;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int bin = BinCounts::bin(i, lane);
-      if (bin >= lowest_bin && bin < top && end[i] - done <= room) {
-        lowest = bin;
-        reach  = end[i];
-      }
+      if (bin >= lowest_bin && bin < top && end[i] - done <= SortRoom::entries - 64) lowest = bin;
     }
     const int bottom = __reduce_min_sync(0xffffffffu, lowest);
-    reach            = __reduce_max_sync(0xffffffffu, reach);
-    for_each_entry<InFlight>(entries, count, lane, [&](Entry entry, bool real) {
-      const int bin = real ? bin_of(entry) : -1;
-      if (bottom <= bin && bin < top) list[static_cast<int>(atomicAdd(&bins[bin], 1u)) - done] = entry;
+    if (bottom == 256) return false;
+    const std::uint32_t lower    = edge_of(bottom);
+    int                 found    = 0;
+    std::uint32_t       greatest = 0, least = 0xffffffffu;
+    for_each_batch<InFlight>(entries, count, lane, [&](const Entry (&entry)[InFlight], const bool (&real)[InFlight]) {
+      unsigned mask[InFlight];
+#pragma unroll
+      for (int u = 0; u < InFlight; ++u) {
+        const auto image = static_cast<std::uint32_t>(key_of(entry[u]) >> 32);
+        const bool mine  = real[u] & ((image > lower) | (bottom == 0)) & (image <= upper);
+        mask[u]          = __ballot_sync(0xffffffffu, mine);
+        greatest         = max(greatest, mine ? image : 0u);
+        least            = min(least, mine ? image : 0xffffffffu);
+      }
+#pragma unroll
+      for (int u = 0; u < InFlight; ++u) {
+        const int place = found + __popc(mask[u] & ((1u << lane) - 1));
+        ptx::st_shared_if(((mask[u] >> lane & 1u) != 0) & (place < SortRoom::entries), room.found + place, entry[u]);
+        found += __popc(mask[u]);
+      }
     });
+    if (found > SortRoom::entries) return false;
     __syncwarp();
-    for (int i = lane; i < reach - done; i += 32) {
-      const Entry entry = list[i], key = key_of(entry);
-      const int   bin = bin_of(entry);
-      // a bin filled up ends where the next lower one starts
-      const int begin = static_cast<int>(bins[bin + 1]), stop = static_cast<int>(bins[bin]);
-      int       position = begin;
-      for (int other = begin; other < stop; ++other) position += key_of(list[other - done]) > key ? 1 : 0;
-      if (position < wanted) emit(position, entry);
-    }
-    __syncwarp();
-    done = reach;
-    top  = bottom;
+    greatest = __reduce_max_sync(0xffffffffu, greatest);
+    least    = __reduce_min_sync(0xffffffffu, least);
+    if (!emit_found(room, found, value_of(least), value_of(greatest), lane, [&](Entry entry) { return value_of(static_cast<std::uint32_t>(key_of(entry) >> 32)); },
+                    key_of, [&](int position, Entry entry) {
+                      if (done + position < wanted) emit(done + position, entry);
+                    }))
+      return false;
+    done += found;
+    top   = bottom;
+    upper = lower;
   }
   return true;
 }

@@ -46,8 +46,7 @@ struct IndexerTile {
   static constexpr int bins = 256;  // of a row's histogram of scores, the last one always empty
 
   // At a tile's end each math warp sorts a row in 16 KiB, where the queries were.
-  static constexpr int list_entries = 2048;
-  static constexpr int list_bytes   = math_warps * list_entries * static_cast<int>(sizeof(Entry));
+  static constexpr int list_bytes   = math_warps * 16384;
   static constexpr int front_bytes  = list_bytes > 2 * query_bytes ? list_bytes : 2 * query_bytes;
   static constexpr int group_offset = front_bytes / 2;  // a warpgroup's queries and lists never meet the other's
   static constexpr int score_bytes  = 2 * score_slots * slot_floats * 4;
@@ -127,6 +126,11 @@ struct ScoreBins {
     // The intrinsics are not fused with what made the score: a score must fall into one bin wherever it is asked for.
     const int bin = __float2int_rz(__fmul_rn(__fsub_rn(score, low), scale));  // NaN goes to bin 0
     return max(0, min(bin, 254));
+  }
+  /// A score a little below a bin's lower end, surely in a lower bin; NaN if rounding leaves none there.
+  __device__ float edge(int bin) const {
+    const float score = low + (static_cast<float>(bin) - 0.0625f) / scale;
+    return bin >= 1 && (*this)(score) < bin ? score : __int_as_float(0x7fffffff);
   }
 };
 
