@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 // What all tests share: the execution space and levels they run on, dense host arrays and their way to the space and back, equality
@@ -45,6 +46,13 @@ inline std::vector<Level> all_levels() {
   if (on_host) levels.push_back(Level::reference);
   return levels;
 }
+
+/// Whether the tested space has the Hopper level.  Not asked of a device: tests are discovered where there is none.
+#if defined(TRIBUTARY_ENABLE_SM90)
+inline constexpr bool has_hopper = std::is_same_v<Space, Kokkos::Cuda>;
+#else
+inline constexpr bool has_hopper = false;
+#endif
 
 /// A test whose cases run on every level.
 class LevelTest : public testing::TestWithParam<Level> {

@@ -47,25 +47,6 @@ TEST_P(IndexerMasks, RatioCausalWithAnOffsetForEachBatchEntry) {
                         IndexerCall<float>(level(), in, {.ratio = 1, .query_offsets = {0, 2}}).score(6)));
 }
 
-/// Bounds of every kind: whole, inner, clipped, empty, reversed.
-Array<std::int32_t, 3> random_range(Random& random, const IndexerShape& shape) {
-  Array<std::int32_t, 3> range({shape.batch, shape.queries, 2});
-  const auto             keys = static_cast<std::int32_t>(shape.keys);
-  for (std::int64_t b = 0; b < shape.batch; ++b)
-    for (std::int64_t t = 0; t < shape.queries; ++t) {
-      auto &begin = range(b, t, 0), &end = range(b, t, 1);
-      switch (random.integer(0, 6)) {
-        case 0: begin = 0, end = keys; break;
-        case 1: begin = -2147483647, end = random.integer<std::int32_t>(-2, keys); break;
-        case 2: begin = random.integer<std::int32_t>(0, keys + 2), end = 2147483647; break;
-        case 3: begin = end = random.integer<std::int32_t>(0, keys); break;
-        case 4: begin = keys, end = 0; break;
-        default: begin = random.integer<std::int32_t>(0, keys), end = begin + random.integer<std::int32_t>(1, 40);
-      }
-    }
-  return range;
-}
-
 TEST_P(IndexerMasks, RangesOfEveryQuery) {
   SCOPED_TRACE(seed_text());
   Random random;

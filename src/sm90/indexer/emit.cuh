@@ -81,7 +81,8 @@ __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& st
       high            = key > high ? key : high;
     });
     const auto least = static_cast<std::uint32_t>(~warp_max(~low) >> 32), greatest = static_cast<std::uint32_t>(warp_max(high) >> 32);
-    const int  bits = 32 - __clz(static_cast<int>(greatest - least)), shift = bits > 8 ? bits - 8 : 0;
+    int        shift = 0;
+    while ((greatest - least) >> shift > 254) ++shift;
     const auto bin_of = [&](Entry entry) { return static_cast<int>((static_cast<std::uint32_t>(entry) - least) >> shift); };
     clear_bins(bins, lane);
     for_each_entry<rarely>(buffer, count, lane, [&](Entry entry, bool real) {

@@ -11,9 +11,9 @@
 
 // Scores of tiles of queries against a stream of key tiles, and the k best keys of every query.
 //
-// One team an SM draws work items.  One warp loads keys, one queries; two warpgroups take turns at the tensor cores, each with its own
-// queries and a register file full of products, which it reduces while the other multiplies; two warps collect the scores that beat their
-// row's threshold.  At the end of an item the math warps sort what was collected.  The warps hand over to each other by mbarriers alone.
+// One team an SM draws work items.  A warp loads keys; two warpgroups take turns at the tensor cores, each with its own queries and a register
+// file full of products, which it reduces while the other multiplies; two warps collect the scores that are not below their row's threshold,
+// one raises the thresholds.  At the end of an item the math warps sort what was collected.  The warps hand over to each other by mbarriers.
 
 namespace Tributary::Impl::SM90 {
 namespace {
@@ -48,10 +48,12 @@ __device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& sh
       ptx::mbarrier_wait(&shared.queries_full[group], round);
       for (int j = 0; j < key_tiles; ++j, stage.next()) {
         ptx::mbarrier_wait(&shared.keys_full[stage.slot], stage.round);
+        __syncwarp();  // wgmma and its barriers want whole warps
         ptx::bar_sync(my_turn, 256);
         Scoring<Tile>::multiply(accumulator, keys_descriptor + stage.slot * (Tile::key_bytes / 16), queries_descriptor);
         ptx::bar_arrive(other_turn, 256);
         if (j > 0) publish();  // the tile before, while this one is multiplied
+        __syncwarp();
         ptx::wgmma_wait_group<0>();
         ptx::pin(accumulator);
         if (lane == 0) ptx::mbarrier_arrive(&shared.keys_empty[stage.slot]);
@@ -107,8 +109,8 @@ struct IndexerFunctor {
       ptx::setmaxnreg_dec<other_registers>();
       if (warp == key_warp)
         load_keys<Tile>(call, shared, scratch, team.league_rank(), team.league_size(), lane);
-      else if (warp == query_warp)
-        load_queries<Tile>(call, shared, scratch, lane);
+      else if (warp == threshold_warp)
+        raise_thresholds<Tile>(call, shared, scratch, lane);
       else
         Collector<Tile>(call, shared, scratch, team.league_rank(), warp - collector_warp, lane).run();
     }
@@ -124,13 +126,15 @@ struct IndexerFunctor {
       ptx::mbarrier_init(&shared.queries_full[i], 1);
       ptx::mbarrier_init(&shared.queries_empty[i], math_warps / 2);
       ptx::mbarrier_init(&shared.item_full[i], 1);
-      ptx::mbarrier_init(&shared.item_empty[i], math_warps + 3);
+      ptx::mbarrier_init(&shared.item_empty[i], math_warps + 2);
       ptx::mbarrier_init(&shared.collected[i], 1);
       for (int slot = 0; slot < Tile::score_slots; ++slot) {
         ptx::mbarrier_init(&shared.scores_full[i][slot], math_warps / 2);
         ptx::mbarrier_init(&shared.scores_empty[i][slot], 1);
       }
     }
+    for (RejectedScore& rejected : shared.rejected) rejected.epoch = -1;
+    shared.collectors_left = 2;
     ptx::fence_mbarrier_init();
   }
 };

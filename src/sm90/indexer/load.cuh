@@ -3,7 +3,7 @@
 #include "sm90/indexer/tile.cuh"
 #include "sm90/ptx/tma.cuh"
 
-// The loading warps: one draws work items, works out their keys and streams these, the other brings the queries.
+// Loading: a warp draws work items, works out their keys and streams these; the collectors bring the queries.
 
 namespace Tributary::Impl::SM90 {
 
@@ -79,27 +79,16 @@ __device__ void load_keys(const IndexerCall& call, SharedState<Tile>& shared, un
   }
 }
 
+/// The queries of a warpgroup, once nobody needs the ones before; one thread.
 template <class Tile>
-__device__ void load_queries(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int lane) {
-  if (lane != 0) return;
-  const CUtensorMap* const map = &call.maps()->query;
-  ptx::fence_proxy_tensormap(map);
-  std::uint32_t round = 0;
-  for (RingPosition<2> item_at;; item_at.next(), round ^= 1) {
-    ptx::mbarrier_wait(&shared.item_full[item_at.slot], item_at.round);
-    const std::int32_t batch = shared.items[item_at.slot].batch, row = shared.items[item_at.slot].row;
-    ptx::mbarrier_arrive(&shared.item_empty[item_at.slot]);
-    if (batch < 0) return;
-    for (int group = 0; group < 2; ++group) {
-      ptx::mbarrier_wait(&shared.queries_empty[group], round ^ 1);
-      ptx::mbarrier_arrive_expect_tx(&shared.queries_full[group], Tile::query_bytes);
+__device__ void load_queries(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, const WorkItem<Tile::queries>& item,
+                             int group) {
+  ptx::mbarrier_arrive_expect_tx(&shared.queries_full[group], Tile::query_bytes);
 #pragma unroll
-      for (int panel = 0; panel < Tile::panels; ++panel)
-        ptx::cp_async_bulk_tensor(scratch + group * Tile::group_offset + panel * Tile::columns * Tile::panel_bytes, map,
-                                  &shared.queries_full[group], panel * Tile::head_dim / Tile::panels, 0,
-                                  row + group * Tile::group_queries, batch);
-    }
-  }
+  for (int panel = 0; panel < Tile::panels; ++panel)
+    ptx::cp_async_bulk_tensor(scratch + group * Tile::group_offset + panel * Tile::columns * Tile::panel_bytes, &call.maps()->query,
+                              &shared.queries_full[group], panel * Tile::head_dim / Tile::panels, 0,
+                              item.row + group * Tile::group_queries, item.batch);
 }
 
 }  // namespace Tributary::Impl::SM90

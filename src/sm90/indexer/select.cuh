@@ -150,7 +150,7 @@ __device__ inline void bitonic_sort(Entry* list, int size, int lane) {
   __syncwarp();
 }
 
-/// Calls emit(position, entry) for the `wanted` first of the entries sorted by `bin_of` and, within a bin, by `key_of`, the greatest first.
+/// Calls emit(position, entry) for the `wanted` first of the entries sorted by `bin_of`, which is 0 ... 254, and, within a bin, by `key_of`, the greatest first.
 /// `bins` holds the number of entries in each bin, and nothing of use afterwards; `list` is room in shared memory.  False, before anything is
 /// emitted, if a bin is so crowded that this would be slow.
 template <int InFlight, class BinOf, class KeyOf, class Emit>
@@ -201,7 +201,7 @@ __device__ bool emit_sorted(const Entry* entries, int count, int wanted, std::ui
       const Entry entry = list[i], key = key_of(entry);
       const int   bin = bin_of(entry);
       // a bin filled up ends where the next lower one starts
-      const int begin = bin == 255 ? 0 : static_cast<int>(bins[bin + 1]), stop = static_cast<int>(bins[bin]);
+      const int begin = static_cast<int>(bins[bin + 1]), stop = static_cast<int>(bins[bin]);
       int       position = begin;
       for (int other = begin; other < stop; ++other) position += key_of(list[other - done]) > key ? 1 : 0;
       if (position < wanted) emit(position, entry);

@@ -11,7 +11,7 @@ namespace Tributary::Impl::SM90 {
 
 /// Warps of a team.  Two warpgroups multiply; a third one loads and sorts out: its warps are the roles below.
 inline constexpr int math_warps = 8, team_warps = 12, team_threads = 32 * team_warps;
-inline constexpr int key_warp = 8, collector_warp = 9, query_warp = 11;  // two collectors, one a warpgroup
+inline constexpr int key_warp = 8, collector_warp = 9, threshold_warp = 11;  // two collectors, one a warpgroup
 
 /// 168 registers a thread at the start, divided anew: 2 x 224 + 56 = 3 x 168.
 inline constexpr int math_registers = 224, other_registers = 56;
@@ -43,7 +43,7 @@ struct IndexerTile {
   static constexpr int score_slots  = heads == 64 ? 4 : 3;
   static constexpr int slot_floats  = group_queries * score_stride;
 
-  static constexpr int bins = 256;  // of a row's histogram of scores
+  static constexpr int bins = 256;  // of a row's histogram of scores, the last one always empty
 
   // At a tile's end each math warp sorts a row in 16 KiB, where the queries were.
   static constexpr int list_entries = 2048;
@@ -52,7 +52,7 @@ struct IndexerTile {
   static constexpr int group_offset = front_bytes / 2;  // a warpgroup's queries and lists never meet the other's
   static constexpr int score_bytes  = 2 * score_slots * slot_floats * 4;
   static constexpr int bin_bytes    = queries * bins * 4;
-  static constexpr int state_bytes  = heads == 64 ? 896 : 1664;
+  static constexpr int state_bytes  = heads == 64 ? 896 : 1792;
 
   static constexpr int budget = (largest_scratch(team_warps) - scratch_alignment) / 128 * 128;
   static constexpr int room   = (budget - front_bytes - score_bytes - bin_bytes - state_bytes) / key_bytes;
@@ -118,24 +118,31 @@ struct KeyTileOrder {
   }
 };
 
-/// Bins of a row's scores, linear between the least score seen at first and half as far again above the greatest: they suit whatever scale
+/// Bins 0 ... 254 of a row's scores, linear between the least score seen at first and half as far again above the greatest: they suit whatever scale
 /// and place the scores have.  A bin number never falls as the score rises, which is all that correctness needs.
 struct ScoreBins {
   float low, scale;
 
   __device__ int operator()(float score) const {
-    const int bin = __float2int_rz((score - low) * scale);  // NaN goes to bin 0
-    return bin < 0 ? 0 : (bin > 255 ? 255 : bin);
+    // The intrinsics are not fused with what made the score: a score must fall into one bin wherever it is asked for.
+    const int bin = __float2int_rz(__fmul_rn(__fsub_rn(score, low), scale));  // NaN goes to bin 0
+    return max(0, min(bin, 254));
   }
 };
+
+/// A score s with s <= score is surely not among the row's k best; NaN: no such score is known.  Whoever finds a higher one puts it in
+/// place of the one that it started from: the epoch, another one whenever the row's bins start anew, lets what was found in old bins fail.
+struct RejectedScore {
+  float        score;
+  std::int32_t epoch;  // -1: the bins are not to be read
+};
+static_assert(sizeof(RejectedScore) == sizeof(std::uint64_t));
 
 /// What a collector keeps of a row, and hands over to the warp that sorts it.
 struct RowState {
   Entry        threshold;  // only entries above it can still be among the k best
-  float        below;      // a score s with s <= below is surely not above the threshold; NaN: none is
   ScoreBins    window;     // scale 0: not placed
   std::int32_t count;      // entries in the row's buffer, each counted in the row's bins
-  std::int32_t update;     // count at which to look for a new threshold
   std::int32_t unused;
 };
 
@@ -146,8 +153,10 @@ struct SharedState {
   std::uint64_t item_full[2], item_empty[2];
   std::uint64_t scores_full[2][Tile::score_slots], scores_empty[2][Tile::score_slots];
   std::uint64_t collected[2];
-  RowState      rows[Tile::queries];
+  RejectedScore           rejected[Tile::queries];
+  RowState                rows[Tile::queries];
   WorkItem<Tile::queries> items[2];
+  std::int32_t            collectors_left;
 };
 
 /// A number that counts round a ring, and the parity of its round.
