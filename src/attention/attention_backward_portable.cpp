@@ -18,7 +18,7 @@ struct GradientOutput {
 
 template <class Exec, class Element>
 struct RowStatisticsFunctor {
-  using Member = typename Kokkos::TeamPolicy<Exec>::member_type;
+  using Member = typename RowPolicy<Exec>::member_type;
 
   AttentionProblem p;
   GradientInputs   in;
@@ -441,7 +441,7 @@ struct SumOverBlocks {
 
 template <class Exec, class Terms>
 void sum_terms(const char* label, const Exec& exec, std::int64_t outputs, const Terms& terms) {
-  if (outputs > 0) Kokkos::parallel_for(label, Kokkos::RangePolicy<Exec>(exec, 0, outputs), SumTerms<Terms>{terms});
+  if (outputs > 0) Kokkos::parallel_for(label, ElementPolicy<Exec>(exec, 0, outputs), SumTerms<Terms>{terms});
 }
 
 /// Everything a call lays out in its workspace, and the order of its kernels.
@@ -513,7 +513,7 @@ struct BackwardCall {
                             .grad_lse_strides = {a.grad_lse.strides[0], a.grad_lse.strides[1]}};
     if (p.batch * p.queries > 0)
       Kokkos::parallel_for("Tributary::attention_backward::row_statistics",
-                           Kokkos::TeamPolicy<Exec>(exec, static_cast<int>(p.batch * p.queries), row_team_size<Exec>),
+                           RowPolicy<Exec>(exec, static_cast<int>(p.batch * p.queries), row_team_size<Exec>),
                            RowStatisticsFunctor<Exec, Element>{p, in, statistics});
 
     const std::int64_t d = p.head_dim, q = p.heads * d, k = p.key_heads * d;

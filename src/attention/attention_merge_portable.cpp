@@ -8,7 +8,7 @@ namespace {
 /// A team a query row: every head's states, weighted by exp(lse - the largest lse).
 template <class Exec, class Element>
 struct AttentionMergeFunctor {
-  using Member = typename Kokkos::TeamPolicy<Exec>::member_type;
+  using Member = typename RowPolicy<Exec>::member_type;
 
   static constexpr int most = 8;  // states of a call, to keep the closure small
 
@@ -84,8 +84,8 @@ void attention_merge(const Exec& exec, const AttentionMergeArguments& a, Level l
                                          .lse         = state.lse.data,
                                          .out_strides = {state.out.strides[0], state.out.strides[1], state.out.strides[2]},
                                          .lse_strides = {state.lse.strides[0], state.lse.strides[1]}};
-    Kokkos::parallel_for("Tributary::attention_merge::portable",
-                         Kokkos::TeamPolicy<Exec>(exec, static_cast<int>(rows), row_team_size<Exec>), functor);
+    Kokkos::parallel_for("Tributary::attention_merge::portable", RowPolicy<Exec>(exec, static_cast<int>(rows), row_team_size<Exec>),
+                         functor);
   });
 }
 

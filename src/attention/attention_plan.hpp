@@ -40,7 +40,7 @@ AttentionPlan plan_attention(const Exec& exec, const AttentionProblem& p) {
 /// Rotates rows into a contiguous copy [batch, row, head, head_dim], rounded to the element type; or turns float gradients back.
 template <class Exec, class From, class To>
 struct RotateRows {
-  using Member = typename Kokkos::TeamPolicy<Exec>::member_type;
+  using Member = typename RowPolicy<Exec>::member_type;
 
   const From*         from;
   To*                 to;
@@ -102,7 +102,7 @@ void rotate_rows(const char* label, const Exec& exec, const AttentionProblem& p,
   if (p.batch * rows == 0) return;
   const auto& packed = p.packed;
   Kokkos::parallel_for(
-      label, Kokkos::TeamPolicy<Exec>(exec, static_cast<int>(p.batch * rows), row_team_size<Exec>),
+      label, RowPolicy<Exec>(exec, static_cast<int>(p.batch * rows), row_team_size<Exec>),
       RotateRows<Exec, From, To>{.from         = from,
                                  .to           = to,
                                  .from_strides = {from_strides[0], from_strides[1], from_strides[2]},
@@ -148,7 +148,7 @@ void fill_buckets(const Exec& exec, const AttentionProblem& p, std::int32_t* tab
                           .first_distance = {}};
   const auto         first = bucket_first_distances(per_direction, p.max_distance);
   std::copy(first.begin(), first.end(), fill.first_distance);
-  Kokkos::parallel_for("Tributary::attention::fill_buckets", Kokkos::RangePolicy<Exec>(exec, 0, 2 * p.max_distance + 1), fill);
+  Kokkos::parallel_for("Tributary::attention::fill_buckets", ElementPolicy<Exec>(exec, 0, 2 * p.max_distance + 1), fill);
 }
 
 /// Rotated copies, bucket table: what both directions prepare before their kernels.  Laid out from a workspace's base (none: only

@@ -37,8 +37,18 @@ template <class Exec>
 inline constexpr int row_team_size = on_host<Exec> ? 1 : 32;
 #endif
 
+/// A closure travels as the launch's parameter.  Without this hint, Kokkos sends one of 512 bytes or more through CUDA's constant
+/// memory: such a launch waits for the one before, and cannot be captured in a graph.
+using ClosureAsParameter = Kokkos::Experimental::WorkItemProperty::HintLightWeight_t;
+
 template <class Exec>
-using WorkerPolicy = Kokkos::TeamPolicy<Exec, Kokkos::LaunchBounds<static_cast<unsigned>(team_size<Exec>), 1>>;
+using WorkerPolicy = Kokkos::TeamPolicy<Exec, Kokkos::LaunchBounds<static_cast<unsigned>(team_size<Exec>), 1>, ClosureAsParameter>;
+/// A team a row.
+template <class Exec>
+using RowPolicy = Kokkos::TeamPolicy<Exec, ClosureAsParameter>;
+/// A thread an element.
+template <class Exec>
+using ElementPolicy = Kokkos::RangePolicy<Exec, ClosureAsParameter>;
 
 template <class Exec>
 std::int64_t concurrent_workers(const Exec& exec) {

@@ -327,7 +327,7 @@ struct HopperCall {
   }
 };
 
-void log_hopper(std::string_view function, const SM90::IndexerPlan& plan) {
+[[maybe_unused]] void log_hopper(std::string_view function, const SM90::IndexerPlan& plan) {
   if (log_enabled())
     log(std::string(function) + ": Hopper level, " + std::to_string(plan.teams) + " teams, " + std::to_string(plan.splits) +
         " parts of the keys");

@@ -8,7 +8,7 @@ namespace {
 /// A team a row: the largest finite magnitude, then every value divided by the scale it gives.
 template <class Exec, class Element>
 struct QuantizeFunctor {
-  using Member = typename Kokkos::TeamPolicy<Exec>::member_type;
+  using Member = typename RowPolicy<Exec>::member_type;
 
   const Element* values;
   float8_e4m3_t* quantized;
@@ -58,8 +58,7 @@ void quantize_e4m3(const Exec& exec, const QuantizeArguments& arguments, const Q
                                                  .value_strides     = {v.strides[0], v.strides[1], v.strides[2]},
                                                  .quantized_strides = {q.strides[0], q.strides[1], q.strides[2]},
                                                  .scale_strides     = {s.strides[0], s.strides[1], s.strides[2]}};
-    Kokkos::parallel_for("Tributary::quantize_e4m3::portable", Kokkos::TeamPolicy<Exec>(exec, static_cast<int>(rows), row_team_size<Exec>),
-                         functor);
+    Kokkos::parallel_for("Tributary::quantize_e4m3::portable", RowPolicy<Exec>(exec, static_cast<int>(rows), row_team_size<Exec>), functor);
   });
 }
 
