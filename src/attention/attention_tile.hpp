@@ -132,7 +132,7 @@ struct Packing {
     if constexpr (OnHost) {
       constexpr std::int64_t ahead = 6, line = 64 / sizeof(Element);
       if (r + ahead < count)
-        for (std::int64_t c = 0; c < width; c += line) __builtin_prefetch(from.data + (r + ahead) * from.row_stride + c);
+        for (std::int64_t c = 0; c < width; c += line) prefetch(from.data + (r + ahead) * from.row_stride + c);
     }
     return from.row(r, count);
   }

@@ -12,6 +12,20 @@ template <bool OnHost>
 struct Lanes;
 
 template <>
+struct Lanes<false> {
+  static constexpr int width = 1, registers = 64;
+  using Float = float;
+
+  KOKKOS_INLINE_FUNCTION static void exp(Float& x) { x = Kokkos::exp(x); }
+};
+
+#if defined(KOKKOS_COMPILER_NVCC) && defined(__CUDA_ARCH__)
+// nvcc reads every source twice, and when it reads for the device it refuses vector types even in functions that only a host space
+// calls.  It makes no code of those, so there anything of the same interface will do; the host's code comes from the other reading.
+template <>
+struct Lanes<true> : Lanes<false> {};
+#else
+template <>
 struct Lanes<true> {
 #if defined(__AVX512F__)
   static constexpr int width = 16, registers = 32;
@@ -41,14 +55,10 @@ struct Lanes<true> {
     x                          = x < -87.0f ? Float{} : power;
   }
 };
+#endif
 
-template <>
-struct Lanes<false> {
-  static constexpr int width = 1, registers = 64;
-  using Float = float;
-
-  KOKKOS_INLINE_FUNCTION static void exp(Float& x) { x = Kokkos::exp(x); }
-};
+/// Asks the host's memory for the line of an address, which is soon to be read.
+KOKKOS_INLINE_FUNCTION void prefetch([[maybe_unused]] const void* address) { KOKKOS_IF_ON_HOST((__builtin_prefetch(address);)) }
 
 /// The register block of a matrix product C = A B: some rows of A against a few vectors of B's columns.  It fills most of the
 /// register file: 8 x 2 of 32 AVX-512 registers (on one Zen 4 core 112 GFLOP/s, where OpenBLAS' SGEMM reaches 100), 4 x 3 of 16 AVX

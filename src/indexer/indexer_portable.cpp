@@ -2,6 +2,8 @@
 #include "common/log.hpp"
 #include "indexer/indexer.hpp"
 #include "indexer/indexer_tile.hpp"
+#include "sm90/device.hpp"
+#include "sm90/indexer/indexer.hpp"
 #include "topk/topk.hpp"
 
 namespace Tributary::Impl {
@@ -276,58 +278,21 @@ void log_plan(std::string_view function, const IndexerPlan& plan) {
         " workers");
 }
 
-}  // namespace
-
 template <class Exec>
-std::size_t indexer_score_workspace_size(const Exec& exec, const IndexerScoreArguments& arguments, const IndexerOptions& options) {
-  const IndexerProblem problem = check_indexer_score(arguments, options);
-  if (choose_level("indexer_score", options.level, host_memory<Exec>) != Level::portable) return 0;
-  WorkspaceLayout layout;
-  ScoreCall<Exec>(exec, problem, options, layout);
-  return layout.size();
-}
-
-template <class Exec>
-void indexer_score(const Exec& exec, const IndexerScoreArguments& arguments, const IndexerOptions& options,
-                   const WorkspaceSpan& workspace) {
-  const IndexerProblem problem = check_indexer_score(arguments, options);
-  if (choose_level("indexer_score", options.level, host_memory<Exec>) == Level::reference) {
-    exec.fence("Tributary::indexer_score: reference level");
-    return reference_indexer_score(problem, arguments.scores);
-  }
-  WorkspaceLayout       layout(workspace_base("indexer_score", workspace, indexer_score_workspace_size(exec, arguments, options)));
+void score_portable(const Exec& exec, const IndexerProblem& problem, const Tensor<float, 3>& scores, const IndexerOptions& options,
+                    WorkspaceLayout& layout) {
   const ScoreCall<Exec> call(exec, problem, options, layout);
   log_plan("indexer_score", call.plan);
   visit_element_type(problem.type, [&]<class Element>(std::type_identity<Element>) {
     launch("Tributary::indexer_score::portable", exec, std::min(call.plan.workers, call.plan.items(problem.batch)), 0,
-           IndexerScoreFunctor<Exec, Element>{problem,
-                                              call.plan,
-                                              call.slots,
-                                              arguments.scores.data,
-                                              {arguments.scores.strides[0], arguments.scores.strides[1]},
-                                              arguments.scores.extents[2]});
+           IndexerScoreFunctor<Exec, Element>{
+               problem, call.plan, call.slots, scores.data, {scores.strides[0], scores.strides[1]}, scores.extents[2]});
   });
 }
 
 template <class Exec>
-std::size_t indexer_topk_workspace_size(const Exec& exec, const IndexerTopkArguments& arguments, const IndexerOptions& options) {
-  const auto [problem, output] = check_indexer_topk(arguments, options);
-  if (choose_level("indexer_topk", options.level, host_memory<Exec>) != Level::portable) return 0;
-  WorkspaceLayout layout;
-  TopkCall<Exec>(exec, problem, output, options, layout);
-  return layout.size();
-}
-
-template <class Exec>
-void indexer_topk(const Exec& exec, const IndexerTopkArguments& arguments, const IndexerOptions& options, const WorkspaceSpan& workspace) {
-  const auto  checked = check_indexer_topk(arguments, options);
-  const auto& problem = checked.first;
-  const auto& output  = checked.second;
-  if (choose_level("indexer_topk", options.level, host_memory<Exec>) == Level::reference) {
-    exec.fence("Tributary::indexer_topk: reference level");
-    return reference_indexer_topk(problem, output);
-  }
-  WorkspaceLayout      layout(workspace_base("indexer_topk", workspace, indexer_topk_workspace_size(exec, arguments, options)));
+void topk_portable(const Exec& exec, const IndexerProblem& problem, const TopkOutput& output, const IndexerOptions& options,
+                   WorkspaceLayout& layout) {
   const TopkCall<Exec> call(exec, problem, output, options, layout);
   log_plan("indexer_topk", call.plan);
   visit_element_type(problem.type, [&]<class Element>(std::type_identity<Element>) {
@@ -340,6 +305,104 @@ void indexer_topk(const Exec& exec, const IndexerTopkArguments& arguments, const
     merge.workers  = call.plan.workers;
     merge_partials("Tributary::indexer_topk::merge_splits", exec, merge, output);
   }
+}
+
+// The Hopper level, where the build has it.
+template <class Exec>
+struct HopperCall {
+  SM90::IndexerPlan plan;
+  TopkPlan          merge{};  // of partial lists, one a split of the keys
+
+  HopperCall(const Exec& exec, const IndexerProblem& problem, std::int64_t top_k, const IndexerOptions& options, WorkspaceLayout& layout)
+      : plan(SM90::plan_indexer(exec, problem, top_k, options.key_splits, layout)) {
+    if (plan.splits == 1) return;
+    merge.batch         = problem.batch;
+    merge.rows          = problem.queries;
+    merge.keep          = std::max<std::int64_t>(1, std::min(top_k, problem.keys));
+    merge.tile          = 1024;
+    merge.splits        = 1;
+    merge.partial_lists = plan.splits;
+    merge.workers       = concurrent_workers(exec);
+    take_workspace<Exec>(merge, layout);
+  }
+};
+
+void log_hopper(std::string_view function, const SM90::IndexerPlan& plan) {
+  if (log_enabled())
+    log(std::string(function) + ": Hopper level, " + std::to_string(plan.teams) + " teams, " + std::to_string(plan.splits) +
+        " parts of the keys");
+}
+
+template <class Exec>
+Level level_of(const Exec& exec, std::string_view function, const IndexerProblem& problem, std::int64_t top_k, const IndexerOptions& options) {
+  std::string no_hopper = no_sm90;
+  if constexpr (has_sm90<Exec>) no_hopper = SM90::no_indexer(exec, problem, top_k);
+  return choose_level(function, options.level, host_memory<Exec>, no_hopper);
+}
+
+}  // namespace
+
+template <class Exec>
+std::size_t indexer_score_workspace_size(const Exec& exec, const IndexerScoreArguments& arguments, const IndexerOptions& options) {
+  const IndexerProblem problem = check_indexer_score(arguments, options);
+  const Level          level   = level_of(exec, "indexer_score", problem, 0, options);
+  WorkspaceLayout      layout;
+  if (level == Level::portable) ScoreCall<Exec>(exec, problem, options, layout);
+  if constexpr (has_sm90<Exec>)
+    if (level == Level::hopper) HopperCall<Exec>(exec, problem, 0, options, layout);
+  return layout.size();
+}
+
+template <class Exec>
+void indexer_score(const Exec& exec, const IndexerScoreArguments& arguments, const IndexerOptions& options,
+                   const WorkspaceSpan& workspace) {
+  const IndexerProblem problem = check_indexer_score(arguments, options);
+  const Level          level   = level_of(exec, "indexer_score", problem, 0, options);
+  if (level == Level::reference) {
+    exec.fence("Tributary::indexer_score: reference level");
+    return reference_indexer_score(problem, arguments.scores);
+  }
+  WorkspaceLayout layout(workspace_base("indexer_score", workspace, indexer_score_workspace_size(exec, arguments, options)));
+  if constexpr (has_sm90<Exec>)
+    if (level == Level::hopper) {
+      const HopperCall<Exec> call(exec, problem, 0, options, layout);
+      log_hopper("indexer_score", call.plan);
+      return SM90::indexer_score(exec, problem, call.plan, arguments.scores);
+    }
+  score_portable(exec, problem, arguments.scores, options, layout);
+}
+
+template <class Exec>
+std::size_t indexer_topk_workspace_size(const Exec& exec, const IndexerTopkArguments& arguments, const IndexerOptions& options) {
+  const auto [problem, output] = check_indexer_topk(arguments, options);
+  const Level     level        = level_of(exec, "indexer_topk", problem, output.top_k, options);
+  WorkspaceLayout layout;
+  if (level == Level::portable) TopkCall<Exec>(exec, problem, output, options, layout);
+  if constexpr (has_sm90<Exec>)
+    if (level == Level::hopper) HopperCall<Exec>(exec, problem, output.top_k, options, layout);
+  return layout.size();
+}
+
+template <class Exec>
+void indexer_topk(const Exec& exec, const IndexerTopkArguments& arguments, const IndexerOptions& options, const WorkspaceSpan& workspace) {
+  const auto  checked = check_indexer_topk(arguments, options);
+  const auto& problem = checked.first;
+  const auto& output  = checked.second;
+  const Level level   = level_of(exec, "indexer_topk", problem, output.top_k, options);
+  if (level == Level::reference) {
+    exec.fence("Tributary::indexer_topk: reference level");
+    return reference_indexer_topk(problem, output);
+  }
+  WorkspaceLayout layout(workspace_base("indexer_topk", workspace, indexer_topk_workspace_size(exec, arguments, options)));
+  if constexpr (has_sm90<Exec>)
+    if (level == Level::hopper) {
+      const HopperCall<Exec> call(exec, problem, output.top_k, options, layout);
+      log_hopper("indexer_topk", call.plan);
+      SM90::indexer_topk(exec, problem, call.plan, output, call.merge.partials, call.merge.keep);
+      if (call.plan.splits > 1) merge_partials("Tributary::indexer_topk::merge_splits", exec, call.merge, output);
+      return;
+    }
+  topk_portable(exec, problem, output, options, layout);
 }
 
 using Space = TRIBUTARY_EXECUTION_SPACE;

@@ -1,0 +1,104 @@
+#pragma once
+#include "sm90/indexer/parameters.cuh"
+#include "sm90/indexer/select.cuh"
+#include "sm90/indexer/tile.cuh"
+
+// The end of a tile: each math warp sorts a row's candidates and writes its k best.
+
+namespace Tributary::Impl::SM90 {
+
+/// Where a row's entries go: the caller's arrays, or a partial list.
+class RowOutput {
+ public:
+  __device__ RowOutput(const IndexerCall& call, std::int64_t batch, std::int64_t row, std::int64_t split) {
+    if (call.plan.splits > 1)
+      partial_ = call.partials + ((batch * call.problem.queries + row) * call.plan.splits + split) * call.keep;
+    else {
+      indices_ = call.output.indices + batch * call.output.index_strides[0] + row * call.output.index_strides[1];
+      if (call.output.scores != nullptr)
+        scores_ = call.output.scores + batch * call.output.score_strides[0] + row * call.output.score_strides[1];
+    }
+    length = static_cast<int>(call.plan.splits > 1 ? call.keep : call.output.top_k);
+  }
+  __device__ void put(int position, Entry entry) const {
+    if (partial_ != nullptr) {
+      partial_[position] = entry;
+      return;
+    }
+    indices_[position] = index_of(entry);
+    if (scores_ != nullptr) scores_[position] = score_of(entry);
+  }
+  __device__ void pad(int position) const {
+    if (partial_ != nullptr) {
+      partial_[position] = no_entry;
+      return;
+    }
+    indices_[position] = -1;
+    if (scores_ != nullptr) scores_[position] = -__int_as_float(0x7f800000);
+  }
+  /// A partial list's order does not matter.
+  __device__ bool by_index(const IndexerCall& call) const { return partial_ == nullptr && call.output.order == TopkOrder::by_index; }
+
+  int length;
+
+ private:
+  std::int32_t* indices_ = nullptr;
+  float*        scores_  = nullptr;
+  Entry*        partial_ = nullptr;
+};
+
+/// An entry whose order is that of the indices, the smallest first; and back.
+__device__ inline Entry swap_halves(Entry entry) { return entry << 32 | entry >> 32; }
+
+/// \param list  Tile::list_entries in shared memory
+template <class Tile>
+__device__ void emit_row(const RowOutput& out, bool by_index, const RowState& state, Entry* buffer, std::uint32_t* bins, Entry* list,
+                         int lane) {
+  constexpr int in_flight = 16, rarely = 4;  // loads on their way
+  int           count     = state.count;
+  const int     wanted    = min(out.length, count);
+  const auto    put       = [&](int position, Entry entry) { out.put(position, entry); };
+  for (int i = wanted + lane; i < out.length; i += 32) out.pad(i);
+  if (wanted == 0) return;
+
+  if (!by_index && state.window.scale > 0.0f) {
+    const ScoreBins of     = state.window;
+    const auto      bin_of = [&](Entry entry) { return of(score_of(entry)); };
+    if (emit_sorted<in_flight>(buffer, count, wanted, bins, list, Tile::list_entries, lane, bin_of, [](Entry entry) { return entry; }, put))
+      return;
+  }
+  // Crowded bins, as many equal scores make them, or index order: first exactly the k best.
+  if (count > wanted) {
+    Entry greatest;
+    count = keep_from<rarely>(buffer, count, kth_entry<rarely>(buffer, count, wanted, bins, lane), greatest, lane);
+  }
+  if (by_index) {
+    Entry low = ~Entry{0}, high = 0;
+    for_each_entry<rarely>(buffer, count, lane, [&](Entry entry, bool real) {
+      if (!real) return;
+      const Entry key = swap_halves(entry);
+      low             = key < low ? key : low;
+      high            = key > high ? key : high;
+    });
+    const auto least = static_cast<std::uint32_t>(~warp_max(~low) >> 32), greatest = static_cast<std::uint32_t>(warp_max(high) >> 32);
+    const int  bits = 32 - __clz(static_cast<int>(greatest - least)), shift = bits > 8 ? bits - 8 : 0;
+    const auto bin_of = [&](Entry entry) { return static_cast<int>((static_cast<std::uint32_t>(entry) - least) >> shift); };
+    clear_bins(bins, lane);
+    for_each_entry<rarely>(buffer, count, lane, [&](Entry entry, bool real) {
+      if (real) atomicAdd(&bins[bin_of(entry)], 1u);
+    });
+    __syncwarp();
+    if (emit_sorted<rarely>(buffer, count, count, bins, list, Tile::list_entries, lane, bin_of, swap_halves, put)) return;
+  }
+  int size = 32;
+  while (size < count) size *= 2;
+  for (int i = lane; i < size; i += 32) {
+    const Entry entry = i < count ? load_entry(buffer + i) : no_entry;
+    list[i]           = by_index ? swap_halves(entry) : entry;
+  }
+  bitonic_sort(list, size, lane);
+  for (int i = lane; i < count; i += 32) put(i, by_index ? swap_halves(list[i]) : list[i]);
+  __syncwarp();
+}
+
+}  // namespace Tributary::Impl::SM90

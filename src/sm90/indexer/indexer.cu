@@ -1,0 +1,265 @@
+#include "sm90/indexer/indexer.hpp"
+
+#include <algorithm>
+
+#include "sm90/device.hpp"
+#include "sm90/indexer/collect.cuh"
+#include "sm90/indexer/emit.cuh"
+#include "sm90/indexer/load.cuh"
+#include "sm90/indexer/score.cuh"
+#include "sm90/tensor_map.hpp"
+
+// Scores of tiles of queries against a stream of key tiles, and the k best keys of every query.
+//
+// One team an SM draws work items.  One warp loads keys, one queries; two warpgroups take turns at the tensor cores, each with its own
+// queries and a register file full of products, which it reduces while the other multiplies; two warps collect the scores that beat their
+// row's threshold.  At the end of an item the math warps sort what was collected.  The warps hand over to each other by mbarriers alone.
+
+namespace Tributary::Impl::SM90 {
+namespace {
+
+template <class Tile>
+__device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int warp, int lane) {
+  const int                       group = warp / 4, warp_in_group = warp % 4;
+  const std::uint64_t             keys_descriptor    = ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + Tile::keys_offset));
+  const std::uint64_t             queries_descriptor = ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + group * Tile::group_offset));
+  float* const                    scores = reinterpret_cast<float*>(scratch + Tile::scores_offset) + group * Tile::score_slots * Tile::slot_floats;
+  RingPosition<Tile::stages>      stage;
+  RingPosition<Tile::score_slots> score_at;
+  std::uint32_t                   round     = 0;
+  const int                       my_turn   = 1 + group, other_turn = 2 - group;  // named barriers: whose turn it is to multiply
+  if (group == 1) ptx::bar_arrive(other_turn, 256);
+  for (RingPosition<2> item_at;; item_at.next(), round ^= 1) {
+    ptx::mbarrier_wait(&shared.item_full[item_at.slot], item_at.round);
+    const int batch = shared.items[item_at.slot].batch, key_tiles = shared.items[item_at.slot].key_tiles;
+    if (batch < 0) break;
+    const int first_row = shared.items[item_at.slot].row + group * Tile::group_queries;
+    {
+      Scoring<Tile> scoring;
+      scoring.load_weights(call.problem, batch, first_row, lane);
+      float      accumulator[128], sum[2][Tile::group_queries];
+      const auto publish = [&] {
+        ptx::mbarrier_wait(&shared.scores_empty[group][score_at.slot], score_at.round ^ 1);
+        Scoring<Tile>::store(sum, scores + score_at.slot * Tile::slot_floats, warp_in_group * 16, lane);
+        __syncwarp();
+        if (lane == 0) ptx::mbarrier_arrive(&shared.scores_full[group][score_at.slot]);
+        score_at.next();
+      };
+      ptx::mbarrier_wait(&shared.queries_full[group], round);
+      for (int j = 0; j < key_tiles; ++j, stage.next()) {
+        ptx::mbarrier_wait(&shared.keys_full[stage.slot], stage.round);
+        ptx::bar_sync(my_turn, 256);
+        Scoring<Tile>::multiply(accumulator, keys_descriptor + stage.slot * (Tile::key_bytes / 16), queries_descriptor);
+        ptx::bar_arrive(other_turn, 256);
+        if (j > 0) publish();  // the tile before, while this one is multiplied
+        ptx::wgmma_wait_group<0>();
+        ptx::pin(accumulator);
+        if (lane == 0) ptx::mbarrier_arrive(&shared.keys_empty[stage.slot]);
+        scoring.sum_heads(accumulator, sum);
+      }
+      if (key_tiles > 0) publish();
+    }
+    ptx::mbarrier_wait(&shared.collected[group], round);
+    if (call.scores == nullptr) {
+      Entry* const list = reinterpret_cast<Entry*>(scratch) + warp * Tile::list_entries;
+#pragma unroll 1
+      for (int r = warp_in_group; r < Tile::group_queries; r += 4) {
+        const int row = group * Tile::group_queries + r;
+        if (first_row + r >= call.problem.queries) break;
+        const RowOutput out(call, batch, first_row + r, shared.items[item_at.slot].split);
+        emit_row<Tile>(out, out.by_index(call), shared.rows[row],
+                       call.plan.candidates + (static_cast<std::int64_t>(team) * Tile::queries + row) * call.plan.capacity,
+                       reinterpret_cast<std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins, list, lane);
+        __syncwarp();
+      }
+      ptx::fence_proxy_async();  // the list lies where the copy engine puts the next queries
+    }
+    __syncwarp();
+    if (lane == 0) {
+      ptx::mbarrier_arrive(&shared.queries_empty[group]);
+      ptx::mbarrier_arrive(&shared.item_empty[item_at.slot]);
+    }
+  }
+}
+
+template <class Tile>
+struct IndexerFunctor {
+  IndexerCall call;
+
+  KOKKOS_FUNCTION void operator()(const Member& team) const {
+    KOKKOS_IF_ON_DEVICE((run(team);))
+    KOKKOS_IF_ON_HOST((static_cast<void>(team);))
+  }
+
+ private:
+  __device__ void run(const Member& team) const {
+    unsigned char* const scratch = aligned_scratch(team, Tile::scratch_bytes);
+    auto&                shared  = *reinterpret_cast<SharedState<Tile>*>(scratch + Tile::state_offset);
+    static_assert(sizeof(shared) <= Tile::state_bytes);
+    const int thread = thread_of_team(), warp = __shfl_sync(0xffffffffu, thread / 32, 0), lane = thread % 32;
+    if (thread == 0) initialise(shared);
+    __syncthreads();
+    // One branch a warpgroup: each divides the registers once.
+    if (warp < math_warps) {
+      ptx::setmaxnreg_inc<math_registers>();
+      multiply_and_emit<Tile>(call, shared, scratch, team.league_rank(), warp, lane);
+    } else {
+      ptx::setmaxnreg_dec<other_registers>();
+      if (warp == key_warp)
+        load_keys<Tile>(call, shared, scratch, team.league_rank(), team.league_size(), lane);
+      else if (warp == query_warp)
+        load_queries<Tile>(call, shared, scratch, lane);
+      else
+        Collector<Tile>(call, shared, scratch, team.league_rank(), warp - collector_warp, lane).run();
+    }
+    exit_thread();
+  }
+
+  __device__ static void initialise(SharedState<Tile>& shared) {
+    for (int i = 0; i < Tile::stages; ++i) {
+      ptx::mbarrier_init(&shared.keys_full[i], 1);
+      ptx::mbarrier_init(&shared.keys_empty[i], math_warps);
+    }
+    for (int i = 0; i < 2; ++i) {
+      ptx::mbarrier_init(&shared.queries_full[i], 1);
+      ptx::mbarrier_init(&shared.queries_empty[i], math_warps / 2);
+      ptx::mbarrier_init(&shared.item_full[i], 1);
+      ptx::mbarrier_init(&shared.item_empty[i], math_warps + 3);
+      ptx::mbarrier_init(&shared.collected[i], 1);
+      for (int slot = 0; slot < Tile::score_slots; ++slot) {
+        ptx::mbarrier_init(&shared.scores_full[i][slot], math_warps / 2);
+        ptx::mbarrier_init(&shared.scores_empty[i][slot], 1);
+      }
+    }
+    ptx::fence_mbarrier_init();
+  }
+};
+
+/// Puts what changes from call to call where the kernel finds it, also in a graph that is replayed.
+struct PrepareFunctor {
+  TensorMaps    maps;
+  TensorMaps*   to;
+  std::int32_t* next_item;
+
+  KOKKOS_FUNCTION void operator()(int) const {
+    *to        = maps;
+    *next_item = 0;
+  }
+};
+
+template <class Tile>
+void run(const char* label, const Kokkos::Cuda& exec, const IndexerCall& call) {
+  const IndexerProblem& p = call.problem;
+  constexpr int         panel = Tile::head_dim / Tile::panels;
+  const TensorMaps      maps{
+      .query = tensor_map<4>(p.type, p.query,
+                             {.extents = {p.head_dim, p.heads, p.queries, p.batch},
+                              .strides = {p.query_strides[2], p.query_strides[1], p.query_strides[0]},
+                              .box     = {panel, Tile::heads, Tile::group_queries, 1}}),
+      .key   = tensor_map<3>(p.type, p.keys > 0 ? p.key : p.query,
+                             {.extents = {p.head_dim, p.keys, p.batch}, .strides = {p.key_strides[1], p.key_strides[0]}, .box = {panel, Tile::keys, 1}})};
+  using One = Kokkos::RangePolicy<Kokkos::Cuda, Kokkos::Experimental::WorkItemProperty::HintLightWeight_t>;
+  Kokkos::parallel_for("Tributary::indexer::hopper::prepare", One(exec, 0, 1),
+                       PrepareFunctor{maps, static_cast<TensorMaps*>(call.plan.maps), call.plan.next_item});
+  launch_teams<team_threads, 1>(label, exec, call.plan.teams, Tile::scratch_bytes, IndexerFunctor<Tile>{call});
+}
+
+// The instantiations of this level.
+template <class Element, int Heads>
+void run_dimensions(const char* label, const Kokkos::Cuda& exec, const IndexerCall& call) {
+  if (call.problem.head_dim == 128)
+    run<IndexerTile<Element, Heads, 128>>(label, exec, call);
+  else
+    run<IndexerTile<Element, Heads, 64>>(label, exec, call);
+}
+
+void run_any(const char* label, const Kokkos::Cuda& exec, const IndexerCall& call) {
+  if (call.plan.items(call.problem.batch) == 0) return;
+  visit_element_type(call.problem.type, [&]<class Element>(std::type_identity<Element>) {
+    if constexpr (!std::is_same_v<Element, float>) {
+      if (call.problem.heads == 64)
+        run_dimensions<Element, 64>(label, exec, call);
+      else
+        run_dimensions<Element, 32>(label, exec, call);
+    }
+  });
+}
+
+std::int64_t tile_queries(const IndexerProblem& problem) { return 512 / problem.heads; }
+
+bool multiple_of_16_bytes(const void* base, std::initializer_list<std::pair<std::int64_t, std::int64_t>> extents_and_strides,
+                          std::int64_t element_size) {
+  if (reinterpret_cast<std::uintptr_t>(base) % 16 != 0) return false;
+  return std::all_of(extents_and_strides.begin(), extents_and_strides.end(), [&](const auto& dimension) {
+    const std::int64_t bytes = dimension.second * element_size;
+    return dimension.first <= 1 || (bytes > 0 && bytes % 16 == 0 && bytes < (std::int64_t{1} << 40));
+  });
+}
+
+}  // namespace
+
+template <class Exec>
+std::string no_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t top_k) {
+  const std::int64_t element_size = p.type == ElementType::float8_e4m3 ? 1 : 2;
+  if (!sm90_code_runs(exec.cuda_device())) return "the device has not compute capability 9.0";
+  if (p.type == ElementType::float32) return "the element type is float";
+  if (p.heads != 32 && p.heads != 64) return "it takes 32 or 64 heads, not " + std::to_string(p.heads);
+  if (p.head_dim != 64 && p.head_dim != 128) return "it takes a head dimension of 64 or 128, not " + std::to_string(p.head_dim);
+  if (top_k > 2048) return "k is " + std::to_string(top_k) + ", more than 2048";
+  if (p.queries > 0x7fffff00 || p.batch > 0x7fffffff) return "there are more than 2^31 queries";
+  if (!multiple_of_16_bytes(p.query, {{p.heads, p.query_strides[2]}, {p.queries, p.query_strides[1]}, {p.batch, p.query_strides[0]}}, element_size))
+    return "query's base or strides are no multiples of 16 bytes";
+  if (!multiple_of_16_bytes(p.key, {{p.keys, p.key_strides[1]}, {p.batch, p.key_strides[0]}}, element_size))
+    return "key's base or strides are no multiples of 16 bytes";
+  return "";
+}
+
+template <class Exec>
+IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t top_k, std::int64_t key_splits,
+                         WorkspaceLayout& layout) {
+  const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount, queries = tile_queries(p);
+  IndexerPlan        plan{};
+  plan.tiles = (p.queries + queries - 1) / queries;
+  // Few tiles: parts of the keys fill the chip; none shorter than 16 key tiles or four times k.
+  const std::int64_t tiles = p.batch * plan.tiles, least = std::max<std::int64_t>(1024, 4 * top_k);
+  std::int64_t       splits = 1;
+  if (top_k > 0 && tiles > 0 && tiles <= processors / 2) splits = std::min(processors / tiles, std::max<std::int64_t>(1, p.keys / least));
+  if (top_k > 0 && key_splits > 0) splits = key_splits;
+  plan.splits = static_cast<std::int32_t>(splits);
+  plan.teams  = static_cast<std::int32_t>(std::min(processors, plan.items(p.batch)));
+  // Shuffled keys bring about k (1 + ln(n / k)) candidates, of which the buffer holds those of a few hundred thousand keys; when it is full
+  // it is cut.
+  plan.capacity   = top_k == 0 ? 0 : static_cast<std::int32_t>(top_k <= 512 ? 4096 : (top_k <= 1024 ? 6144 : 10240));
+  plan.maps       = layout.take<TensorMaps>(1);
+  plan.next_item  = layout.take<std::int32_t>(1);
+  plan.candidates = layout.take<Entry>(std::int64_t{plan.teams} * queries * plan.capacity);
+  return plan;
+}
+
+template <class Exec>
+void indexer_topk(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const TopkOutput& output,
+                  Entry* partials, std::int64_t keep) {
+  run_any("Tributary::indexer_topk::hopper", exec,
+          {.problem = problem, .plan = plan, .output = output, .partials = partials, .keep = keep, .scores = nullptr, .score_strides = {}, .score_columns = 0});
+}
+
+template <class Exec>
+void indexer_score(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const Tensor<float, 3>& scores) {
+  run_any("Tributary::indexer_score::hopper", exec,
+          {.problem       = problem,
+           .plan          = plan,
+           .output        = {},
+           .partials      = nullptr,
+           .keep          = 0,
+           .scores        = scores.data,
+           .score_strides = {scores.strides[0], scores.strides[1]},
+           .score_columns = scores.extents[2]});
+}
+
+using Space = Kokkos::Cuda;
+template std::string no_indexer(const Space&, const IndexerProblem&, std::int64_t);
+template IndexerPlan plan_indexer(const Space&, const IndexerProblem&, std::int64_t, std::int64_t, WorkspaceLayout&);
+template void        indexer_topk(const Space&, const IndexerProblem&, const IndexerPlan&, const TopkOutput&, Entry*, std::int64_t);
+template void        indexer_score(const Space&, const IndexerProblem&, const IndexerPlan&, const Tensor<float, 3>&);
+
+}  // namespace Tributary::Impl::SM90

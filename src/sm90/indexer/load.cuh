@@ -1,0 +1,105 @@
+#pragma once
+#include "sm90/indexer/parameters.cuh"
+#include "sm90/indexer/tile.cuh"
+#include "sm90/ptx/tma.cuh"
+
+// The loading warps: one draws work items, works out their keys and streams these, the other brings the queries.
+
+namespace Tributary::Impl::SM90 {
+
+/// The legal keys of query row `row` of a batch entry; none past the last row.
+__device__ inline RowKeys row_keys(const IndexerProblem& problem, std::int64_t batch, std::int64_t row) {
+  if (row >= problem.queries) return {0, 0, 0};
+  const Segment     segment = problem.segment(batch, row, row + 1);
+  const KeyInterval legal   = problem.legal_keys(segment, 0);
+  return {static_cast<std::int32_t>(segment.first_key + legal.begin), static_cast<std::int32_t>(segment.first_key + legal.end),
+          static_cast<std::int32_t>(segment.first_key)};
+}
+
+/// Item `number` of the queue.  The last queries of a causal call have the most keys: they go first.
+template <class Tile>
+__device__ void describe_item(const IndexerCall& call, std::int64_t number, WorkItem<Tile::queries>& item, int lane) {
+  if (number >= call.plan.items(call.problem.batch)) {
+    if (lane == 0) item.batch = -1;
+    return;
+  }
+  const std::int64_t split = number % call.plan.splits, tile = number / call.plan.splits;
+  const std::int64_t batch = tile % call.problem.batch, row = (call.plan.tiles - 1 - tile / call.problem.batch) * Tile::queries;
+  RowKeys            keys{0, 0, 0};
+  if (lane < Tile::queries) item.rows[lane] = keys = row_keys(call.problem, batch, row + lane);
+  const bool         some  = keys.begin < keys.end;
+  const std::int32_t begin = __reduce_min_sync(0xffffffffu, some ? keys.begin : 0x7fffffff);
+  const std::int32_t end   = __reduce_max_sync(0xffffffffu, some ? keys.end : 0);
+  const std::int32_t all   = begin < end ? static_cast<std::int32_t>((static_cast<std::int64_t>(end) - begin + Tile::keys - 1) / Tile::keys) : 0;
+  const auto first = static_cast<std::int32_t>(all * split / call.plan.splits);
+  const auto tiles = static_cast<std::int32_t>(all * (split + 1) / call.plan.splits) - first;
+  const auto period = KeyTileOrder::period_of(tiles);
+  const auto stride = tiles == 0 ? 1 : KeyTileOrder::stride_of(period, lane);
+  if (lane == 0) {
+    item.batch     = static_cast<std::int32_t>(batch);
+    item.row       = static_cast<std::int32_t>(row);
+    item.split     = static_cast<std::int32_t>(split);
+    item.key       = tiles == 0 ? 0 : begin + first * Tile::keys;
+    item.key_tiles = tiles;
+    item.period    = period;
+    item.stride    = stride;
+  }
+}
+
+template <class Tile>
+__device__ void load_keys(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int teams, int lane) {
+  const CUtensorMap* const map = &call.maps()->key;
+  if (lane == 0) ptx::fence_proxy_tensormap(map);
+  RingPosition<2>            item_at;
+  RingPosition<Tile::stages> stage;
+  for (std::int64_t number = team;;) {
+    auto& item = shared.items[item_at.slot];
+    ptx::mbarrier_wait(&shared.item_empty[item_at.slot], item_at.round ^ 1);
+    describe_item<Tile>(call, number, item, lane);
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(&shared.item_full[item_at.slot]);
+    if (item.batch < 0) return;
+    if (lane == 0) {
+      KeyTileOrder order(item.key_tiles, item.period, item.stride);
+      for (int j = 0; j < item.key_tiles; ++j, order.next(), stage.next()) {
+        ptx::mbarrier_wait(&shared.keys_empty[stage.slot], stage.round ^ 1);
+        ptx::mbarrier_arrive_expect_tx(&shared.keys_full[stage.slot], Tile::key_bytes);
+        unsigned char* const to = scratch + Tile::keys_offset + stage.slot * Tile::key_bytes;
+#pragma unroll
+        for (int panel = 0; panel < Tile::panels; ++panel)
+          ptx::cp_async_bulk_tensor(to + panel * Tile::keys * Tile::panel_bytes, map, &shared.keys_full[stage.slot],
+                                    panel * Tile::head_dim / Tile::panels, item.key + order.at * Tile::keys, item.batch);
+      }
+    }
+    __syncwarp();
+    item_at.next();
+    // A team's first item is its own number, the next ones come from the queue.
+    if (lane == 0) number = teams + static_cast<std::int64_t>(atomicAdd(call.plan.next_item, 1));
+    number = __shfl_sync(0xffffffffu, number, 0);
+  }
+}
+
+template <class Tile>
+__device__ void load_queries(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int lane) {
+  if (lane != 0) return;
+  const CUtensorMap* const map = &call.maps()->query;
+  ptx::fence_proxy_tensormap(map);
+  std::uint32_t round = 0;
+  for (RingPosition<2> item_at;; item_at.next(), round ^= 1) {
+    ptx::mbarrier_wait(&shared.item_full[item_at.slot], item_at.round);
+    const std::int32_t batch = shared.items[item_at.slot].batch, row = shared.items[item_at.slot].row;
+    ptx::mbarrier_arrive(&shared.item_empty[item_at.slot]);
+    if (batch < 0) return;
+    for (int group = 0; group < 2; ++group) {
+      ptx::mbarrier_wait(&shared.queries_empty[group], round ^ 1);
+      ptx::mbarrier_arrive_expect_tx(&shared.queries_full[group], Tile::query_bytes);
+#pragma unroll
+      for (int panel = 0; panel < Tile::panels; ++panel)
+        ptx::cp_async_bulk_tensor(scratch + group * Tile::group_offset + panel * Tile::columns * Tile::panel_bytes, map,
+                                  &shared.queries_full[group], panel * Tile::head_dim / Tile::panels, 0,
+                                  row + group * Tile::group_queries, batch);
+    }
+  }
+}
+
+}  // namespace Tributary::Impl::SM90

@@ -1,0 +1,25 @@
+#pragma once
+#include <cuda.h>
+
+#include "sm90/indexer/indexer.hpp"
+
+namespace Tributary::Impl::SM90 {
+
+struct TensorMaps {
+  CUtensorMap query, key;
+};
+
+/// One launch of the kernel.
+struct IndexerCall {
+  IndexerProblem problem;
+  IndexerPlan    plan;
+  TopkOutput     output;    // with more than one split: not written
+  Entry*         partials;  // with more than one split
+  std::int64_t   keep;      // entries of a partial list
+  float*         scores;    // indexer_score: where they go; null: top-k
+  std::int64_t   score_strides[2], score_columns;
+
+  __device__ const TensorMaps* maps() const { return static_cast<const TensorMaps*>(plan.maps); }
+};
+
+}  // namespace Tributary::Impl::SM90

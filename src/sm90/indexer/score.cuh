@@ -1,0 +1,105 @@
+#pragma once
+#include "sm90/indexer/parameters.cuh"
+#include "sm90/indexer/tile.cuh"
+#include "sm90/ptx/barrier.cuh"
+#include "sm90/ptx/mbarrier.cuh"
+#include "sm90/ptx/wgmma.cuh"
+
+// The math warps' arithmetic: a tile of 64 keys times 256 query heads in registers, then relu, weight and sum over heads.
+//
+// A thread of a warpgroup holds columns 8 n + 2 (lane % 4) + {0, 1} of the accumulator, n = 0 ... 31, for two keys: row lane / 4 of the
+// warp's 16 and the one 8 below.  Four neighbouring lanes hold all heads of those keys.
+
+namespace Tributary::Impl::SM90 {
+
+template <class Tile>
+struct Scoring {
+  using Element                    = typename Tile::Element;
+  static constexpr int queries     = Tile::group_queries;
+  static constexpr int head_blocks = Tile::heads / 8;  // of 8 columns
+
+  /// relu(NaN) = NaN.
+  __device__ static float relu(float x) {
+    float y;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+    return y;
+  }
+  /// Maxima run at half rate and, in FP8, take as long as the products: there every second ReLU is (x + |x|) / 2 on the FMA pipe, the half
+  /// folded into the weight.  Exact, since FP8 products are finite or NaN; -infinity would become NaN.
+  static constexpr bool share_relu = sizeof(Element) == 1;
+
+  float weight[64];
+
+  /// Of this thread's columns; zero for rows past the last.
+  __device__ void load_weights(const IndexerProblem& problem, std::int64_t batch, std::int64_t row, int lane) {
+#pragma unroll
+    for (int q = 0; q < queries; ++q) {
+      const bool         real = row + q < problem.queries;
+      const float* const from = problem.weights + batch * problem.weight_strides[0] + (row + q) * problem.weight_strides[1];
+      const float* const scale =
+          problem.query_scale + batch * problem.query_scale_strides[0] + (row + q) * problem.query_scale_strides[1];
+#pragma unroll
+      for (int n = 0; n < head_blocks; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int head = n * 8 + (lane & 3) * 2 + i;
+          float     w    = real ? __ldg(from + head) : 0.0f;
+          if (problem.query_scale != nullptr && real) w *= __ldg(scale + head);
+          weight[(q * head_blocks + n) * 2 + i] = share_relu && i == 1 ? 0.5f * w : w;
+        }
+    }
+  }
+
+  /// accumulator = keys of a stage x this warpgroup's queries; issued, not waited for.
+  __device__ static void multiply(float (&accumulator)[128], std::uint64_t key, std::uint64_t query) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < Tile::steps; ++step) {
+      constexpr int per_panel = Tile::panel_bytes / 32;
+      const int     panel = step / per_panel, in_panel = step % per_panel;  // addresses in units of 16 bytes
+      ptx::Wgmma64x256<Element>::issue(accumulator, key + panel * (Tile::keys * Tile::panel_bytes / 16) + in_panel * 2,
+                                       query + panel * (Tile::columns * Tile::panel_bytes / 16) + in_panel * 2, step != 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// This thread's part of the sum over heads, of each query for its two keys.
+  __device__ void sum_heads(const float (&accumulator)[128], float (&sum)[2][queries]) const {
+#pragma unroll
+    for (int q = 0; q < queries; ++q) sum[0][q] = sum[1][q] = 0.0f;
+#pragma unroll
+    for (int n = 0; n < head_blocks; ++n)
+#pragma unroll
+      for (int q = 0; q < queries; ++q) {
+        const int   block = q * head_blocks + n;
+        const float w0 = weight[block * 2], w1 = weight[block * 2 + 1];
+#pragma unroll
+        for (int key = 0; key < 2; ++key) {
+          const float x0 = accumulator[block * 4 + key * 2], x1 = accumulator[block * 4 + key * 2 + 1];
+          sum[key][q] = fmaf(w0, relu(x0), sum[key][q]);
+          sum[key][q] = fmaf(w1, share_relu ? x1 + fabsf(x1) : relu(x1), sum[key][q]);
+        }
+      }
+  }
+
+  /// One of two sums for itself, the other for the neighbour, who does the reverse.
+  __device__ static float trade(bool upper, float low, float high, int distance) {
+    const float keep = upper ? high : low, give = upper ? low : high;
+    return keep + __shfl_xor_sync(0xffffffffu, give, distance);
+  }
+
+  /// Adds up the sums of four neighbouring lanes and stores them: [query][key].
+  __device__ static void store(const float (&sum)[2][queries], float* scores, int warp_key, int lane) {
+    const bool bit0 = (lane & 1) != 0, bit1 = (lane & 2) != 0;
+#pragma unroll
+    for (int q = 0; q < queries; q += 4)
+#pragma unroll
+      for (int key = 0; key < 2; ++key) {
+        const float (&s)[queries] = sum[key];
+        const float score = trade(bit1, trade(bit0, s[q], s[q + 1], 1), trade(bit0, s[q + 2], s[q + 3], 1), 2);
+        scores[(q + (lane & 3)) * Tile::score_stride + warp_key + key * 8 + (lane >> 2)] = score;
+      }
+  }
+};
+
+}  // namespace Tributary::Impl::SM90

@@ -1,0 +1,167 @@
+#pragma once
+#include <cstdint>
+
+#include "sm90/indexer/indexer.hpp"
+#include "sm90/launch.cuh"
+#include "topk/entry.hpp"
+
+// Sizes of the indexer's kernel, and what its warps share.
+
+namespace Tributary::Impl::SM90 {
+
+/// Warps of a team.  Two warpgroups multiply; a third one loads and sorts out: its warps are the roles below.
+inline constexpr int math_warps = 8, team_warps = 12, team_threads = 32 * team_warps;
+inline constexpr int key_warp = 8, collector_warp = 9, query_warp = 11;  // two collectors, one a warpgroup
+
+/// 168 registers a thread at the start, divided anew: 2 x 224 + 56 = 3 x 168.
+inline constexpr int math_registers = 224, other_registers = 56;
+
+template <class Element_, int Heads_, int HeadDim_>
+struct IndexerTile {
+  using Element                 = Element_;
+  static constexpr int heads    = Heads_;
+  static constexpr int head_dim = HeadDim_;
+
+  static constexpr int row_bytes   = HeadDim_ * static_cast<int>(sizeof(Element));
+  static constexpr int panel_bytes = row_bytes < 128 ? row_bytes : 128;  // what a swizzle spans
+  static constexpr int panels      = row_bytes / panel_bytes;
+  static constexpr int steps       = row_bytes / 32;  // of wgmma's k
+
+  // A wgmma multiplies 64 keys by 256 heads: 256 halves what the tensor cores read of the keys against 128, and a full accumulator is all
+  // that a warpgroup's registers hold.
+  static constexpr int keys          = 64;
+  static constexpr int columns       = 256;
+  static constexpr int group_queries = columns / heads;  // of a warpgroup
+  static constexpr int queries       = 2 * group_queries;
+
+  static constexpr int query_bytes = columns * row_bytes;  // of a warpgroup
+  static constexpr int key_bytes   = keys * row_bytes;
+
+  // Scores on their way from a math warpgroup to its collector: [query][key].  Rows are 72 apart, so that the 4 queries x 8 keys that a
+  // warp stores at once fall into 32 banks.
+  static constexpr int score_stride = 72;
+  static constexpr int score_slots  = heads == 64 ? 4 : 3;
+  static constexpr int slot_floats  = group_queries * score_stride;
+
+  static constexpr int bins = 256;  // of a row's histogram of scores
+
+  // At a tile's end each math warp sorts a row in 16 KiB, where the queries were.
+  static constexpr int list_entries = 2048;
+  static constexpr int list_bytes   = math_warps * list_entries * static_cast<int>(sizeof(Entry));
+  static constexpr int front_bytes  = list_bytes > 2 * query_bytes ? list_bytes : 2 * query_bytes;
+  static constexpr int group_offset = front_bytes / 2;  // a warpgroup's queries and lists never meet the other's
+  static constexpr int score_bytes  = 2 * score_slots * slot_floats * 4;
+  static constexpr int bin_bytes    = queries * bins * 4;
+  static constexpr int state_bytes  = heads == 64 ? 896 : 1664;
+
+  static constexpr int budget = (largest_scratch(team_warps) - scratch_alignment) / 128 * 128;
+  static constexpr int room   = (budget - front_bytes - score_bytes - bin_bytes - state_bytes) / key_bytes;
+  static constexpr int stages = room < 10 ? room : 10;  // key tiles in flight
+  static_assert(stages >= 4);
+
+  static constexpr int keys_offset    = front_bytes;
+  static constexpr int scores_offset  = keys_offset + stages * key_bytes;
+  static constexpr int bins_offset    = scores_offset + score_bytes;
+  static constexpr int state_offset   = bins_offset + bin_bytes;
+  static constexpr int scratch_bytes  = state_offset + state_bytes;
+  static_assert(scratch_bytes <= budget);
+};
+
+/// Keys of one row, as rows of the key tensor; an index is relative to first_key.
+struct RowKeys {
+  std::int32_t begin, end, first_key;
+};
+
+/// A work item: a tile of queries against a stretch of keys.
+template <int Queries>
+struct WorkItem {
+  std::int32_t batch;  // -1: there is no more work
+  std::int32_t row;    // of the first query
+  std::int32_t split;
+  std::int32_t key;               // row of the first key tile
+  std::int32_t key_tiles;
+  std::int32_t period, stride;    // the order of the key tiles
+  RowKeys      rows[Queries];
+};
+
+/// The key tiles of an item in an order that jumps through them by golden sections: whatever trend the scores have along the keys, the
+/// tiles seen so far are a fair sample of all, and a row's threshold rises as fast as on shuffled keys.  The period is the number of tiles
+/// rounded up to three binary digits, so that neighbouring items, which share the keys' copies in the second-level cache, go together.
+struct KeyTileOrder {
+  std::int32_t tiles, period, stride, at = 0;
+
+  __device__ KeyTileOrder(std::int32_t key_tiles, std::int32_t the_period, std::int32_t the_stride)
+      : tiles(key_tiles), period(the_period), stride(the_stride) {}
+  __device__ void next() {
+    do {
+      at += stride;
+      if (at >= period) at -= period;
+    } while (at >= tiles);
+  }
+  __device__ static std::int32_t period_of(std::int32_t tiles) {
+    const int digits = 32 - __clz(tiles), drop = digits > 3 ? digits - 3 : 0;
+    return (tiles + (1 << drop) - 1) >> drop << drop;
+  }
+  /// The first number from the golden section up that has no divisor in common with the period; a warp tries 32 at a time.
+  __device__ static std::int32_t stride_of(std::int32_t period, int lane) {
+    const auto golden = static_cast<std::int32_t>(0.6180339887f * static_cast<float>(period));
+    for (std::int32_t first = golden > 1 ? golden : 1;; first += 32) {
+      std::int32_t a = period, b = first + lane;
+      while (b != 0) {
+        const std::int32_t rest = a % b;
+        a                       = b;
+        b                       = rest;
+      }
+      const unsigned coprime = __ballot_sync(0xffffffffu, a == 1);
+      if (coprime != 0) return (first + __ffs(static_cast<int>(coprime)) - 1) % (period > 1 ? period : 2);
+    }
+  }
+};
+
+/// Bins of a row's scores, linear between the least score seen at first and half as far again above the greatest: they suit whatever scale
+/// and place the scores have.  A bin number never falls as the score rises, which is all that correctness needs.
+struct ScoreBins {
+  float low, scale;
+
+  __device__ int operator()(float score) const {
+    const int bin = __float2int_rz((score - low) * scale);  // NaN goes to bin 0
+    return bin < 0 ? 0 : (bin > 255 ? 255 : bin);
+  }
+};
+
+/// What a collector keeps of a row, and hands over to the warp that sorts it.
+struct RowState {
+  Entry        threshold;  // only entries above it can still be among the k best
+  float        below;      // a score s with s <= below is surely not above the threshold; NaN: none is
+  ScoreBins    window;     // scale 0: not placed
+  std::int32_t count;      // entries in the row's buffer, each counted in the row's bins
+  std::int32_t update;     // count at which to look for a new threshold
+  std::int32_t unused;
+};
+
+template <class Tile>
+struct SharedState {
+  std::uint64_t keys_full[Tile::stages], keys_empty[Tile::stages];
+  std::uint64_t queries_full[2], queries_empty[2];
+  std::uint64_t item_full[2], item_empty[2];
+  std::uint64_t scores_full[2][Tile::score_slots], scores_empty[2][Tile::score_slots];
+  std::uint64_t collected[2];
+  RowState      rows[Tile::queries];
+  WorkItem<Tile::queries> items[2];
+};
+
+/// A number that counts round a ring, and the parity of its round.
+template <int Size>
+struct RingPosition {
+  int           slot  = 0;
+  std::uint32_t round = 0;
+
+  __device__ void next() {
+    if (++slot == Size) {
+      slot = 0;
+      round ^= 1;
+    }
+  }
+};
+
+}  // namespace Tributary::Impl::SM90
