@@ -2,9 +2,9 @@
 #include "sm90/topk/group.cuh"
 #include "topk/entry.hpp"
 
-// The candidates of one row in shared memory.  Entries that may still be among the `keep` best are appended to a pool; when it is full it is
-// cut back to the `keep` best, or to a few more where that is cheaper, and what it would take to be among them is the new bound.  A bound only
-// ever admits too much, so neither the order of arrival nor the moment of a cut changes the result.
+// The candidates of one row in shared memory.  Entries that may still be among the `keep` best are appended to a pool; when it is full it
+// is cut back to the `keep` best, or to a few more where that is cheaper, and what it would take to be among them is the new bound.  A
+// bound only ever admits too much, so neither the order of arrival nor the moment of a cut changes the result.
 
 namespace Tributary::Impl::SM90 {
 
@@ -42,8 +42,8 @@ class Candidates {
 
   static constexpr int ranked_capacity(int keep, int capacity) { return keep + crowd < capacity ? keep + crowd : capacity; }
 
-  /// Shared memory for a pool of `capacity` entries, at least the power of two that `keep` rounds up to; a multiple of 16.  Without a ranking
-  /// `keep` may be 0.
+  /// Shared memory for a pool of `capacity` entries, at least the power of two that `keep` rounds up to; a multiple of 16.  Without a
+  /// ranking `keep` may be 0.
   static constexpr int scratch_bytes(int keep, int capacity) {
     const int ranked = keep == 0 ? 0 : ranked_capacity(keep, capacity);
     return (capacity + capacity % 2 + ranked + ranked % 2) * static_cast<int>(sizeof(Entry)) + 2 * Bins * static_cast<int>(sizeof(int)) +
@@ -71,8 +71,8 @@ class Candidates {
 
   __device__ const Entry* entries() const { return pool_; }
 
-  /// Appends the entries entry_at(i) of the bits i of `mask`.  False if there was no room for all of some thread's: then the pool has been cut, the
-  /// bound is new and `mask` is what is left.  Called by all threads together; ends with a barrier.
+  /// Appends the entries entry_at(i) of the bits i of `mask`.  False if there was no room for all of some thread's: then the pool has been
+  /// cut, the bound is new and `mask` is what is left.  Called by all threads together; ends with a barrier.
   template <int Count, class EntryAt>
   __device__ __forceinline__ bool offer(unsigned& mask, const EntryAt& entry_at) {
     static_assert(Count <= 32);
@@ -97,8 +97,8 @@ class Candidates {
   /// Cuts to the `keep` best or a few more, `most` at most; they reach the new bound.  Called by all threads after a barrier with more than
   /// `most` entries in the pool; ends with a barrier.
   __device__ void cut(int keep, int most) {
-    const int n     = entries_in_pool();
-    Entry     low   = 0, high = ~Entry{0};
+    const int n   = entries_in_pool();
+    Entry     low = 0, high = ~Entry{0};
     int       above = 0;
     for (;;) {  // each round looks into the bin that holds the keep-th best, until few others are in it
       const Place place = locate<2 * Bins, false>(n, low, high, keep - above);
@@ -114,8 +114,8 @@ class Candidates {
   /// Where the wanted-th best entry lies, and all that arrange() needs.  1 <= wanted <= count().  Called by all threads after a barrier.
   __device__ Place find(int wanted) { return locate<Bins, true>(entries_in_pool(), 0, ~Entry{0}, wanted); }
 
-  /// Leaves the `wanted` best at the pool's beginning, best first, or by index and with their halves swapped (see `halves_swapped`); `place` is
-  /// find(wanted)'s.  Ends with a barrier.
+  /// Leaves the `wanted` best at the pool's beginning, best first, or by index and with their halves swapped (see `halves_swapped`);
+  /// `place` is find(wanted)'s.  Ends with a barrier.
   __device__ void arrange(Place place, int wanted, bool by_index) {
     for (;;) {
       sort_best(place, wanted);
@@ -188,9 +188,9 @@ class Candidates {
     if constexpr (Team::warps == 1) Team::sync();  // the histogram is zero
     if (Team::rank() == 0) control_->crowded = 0;  // not earlier: a slower thread might still look at the last one
     // Where all scores are equal the indices decide.
-    const bool  tied = extremes.x == extremes.y;
-    const Entry least = (static_cast<Entry>(extremes.x) << 32) | (tied ? extremes.z : 0u);
-    const Entry best  = (static_cast<Entry>(extremes.y) << 32) | (tied ? extremes.w : 0xffffffffu);
+    const bool      tied     = extremes.x == extremes.y;
+    const Entry     least    = (static_cast<Entry>(extremes.x) << 32) | (tied ? extremes.z : 0u);
+    const Entry     best     = (static_cast<Entry>(extremes.y) << 32) | (tied ? extremes.w : 0xffffffffu);
     constexpr int   log_bins = 31 - __builtin_clz(BinCount);
     const int       bits     = 64 - __clzll(static_cast<long long>(best - least));
     const EntryBins bins{best, bits > log_bins ? bits - log_bins : 0};
@@ -280,8 +280,8 @@ class Candidates {
     for (int i = Team::rank(); i < listed; i += Threads) {
       const Entry entry = ranked_[i];
       const int   at    = slot<Bins>(place.bins.bin(entry));
-      const int   end   = histogram_[Bins + at], begin = end - histogram_[at];
-      int         rank  = begin;
+      const int   end = histogram_[Bins + at], begin = end - histogram_[at];
+      int         rank = begin;
       for (int other = begin; other < end; ++other) rank += ranked_[other] > entry ? 1 : 0;
       if (rank < wanted) pool_[rank] = entry;
     }

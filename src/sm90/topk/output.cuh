@@ -15,7 +15,8 @@ __device__ void write_row(Pool& pool, const Place& place, int wanted, const Topk
   const bool by_index = output.order == TopkOrder::by_index;
   if (wanted > 0) pool.arrange(place, wanted, by_index);
   std::int32_t* const indices = output.indices + batch * output.index_strides[0] + row * output.index_strides[1];
-  float* const scores = output.scores == nullptr ? nullptr : output.scores + batch * output.score_strides[0] + row * output.score_strides[1];
+  float* const        scores =
+      output.scores == nullptr ? nullptr : output.scores + batch * output.score_strides[0] + row * output.score_strides[1];
   for (std::int64_t i = Pool::Team::rank(); i < output.top_k; i += Pool::Team::threads) {
     const bool  real  = i < wanted;
     const Entry entry = !real ? no_entry : by_index ? Pool::halves_swapped(pool.entries()[i]) : pool.entries()[i];

@@ -10,15 +10,15 @@
 #include "sm90/topk/values.cuh"
 
 // topk: each row is read once.  A team, or a warp where rows are short, streams a row's values past a bound and collects what passes in a
-// pool in shared memory.  Few long rows are cut into parts: a team a part leaves the best of it and a bound of the rest; a second launch joins the
-// parts of each row, and reads those again whose bound says that they may hide one of the k best.
+// pool in shared memory.  Few long rows are cut into parts: a team a part leaves the best of it and a bound of the rest; a second launch
+// joins the parts of each row, and reads those again whose bound says that they may hide one of the k best.
 
 namespace Tributary::Impl::SM90 {
 namespace {
 
-constexpr int threads       = 256;   // a team; four of them an SM: one's cuts and sorting hide behind the others' reading
-constexpr int teams_per_sm  = 4;     // 64 registers a thread
-constexpr int bins          = 1024;  // for up to 2048 results
+constexpr int threads      = 256;   // a team; four of them an SM: one's cuts and sorting hide behind the others' reading
+constexpr int teams_per_sm = 4;     // 64 registers a thread
+constexpr int bins         = 1024;  // for up to 2048 results
 /// Blocks of 16 bytes that a thread has under way: 8 or 16 KiB a team.  Sixteen values, or more registers than there are.
 template <class Value>
 constexpr int loads         = sizeof(Value);
@@ -230,7 +230,8 @@ void launch_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& pl
   const auto short_rows = [&]<int Bins, int Loads>(std::integral_constant<int, Bins>, std::integral_constant<int, Loads>) {
     const SelectShortRows<Value, Bins, Loads> functor{rows, pool_sizes(plan.keep, rows.columns), output, static_cast<unsigned>(plan.rows)};
     launch_teams<32 * warps_of_rows, Bins == 64 ? 8 : 4>("Tributary::topk::hopper_short_rows", exec,
-                                        static_cast<int>((plan.rows + warps_of_rows - 1) / warps_of_rows), functor.scratch_bytes(), functor);
+                                                         static_cast<int>((plan.rows + warps_of_rows - 1) / warps_of_rows),
+                                                         functor.scratch_bytes(), functor);
   };
   using std::integral_constant;
   if (rows.columns <= very_short_row && plan.rows >= least_warp_rows)
@@ -246,8 +247,8 @@ void launch_parts(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& p
   PoolSizes part_sizes = pool_sizes(plan.lists.keep, rows.columns);
   part_sizes.most      = std::min(part_sizes.most, part_sizes.capacity - 1);
   const SelectParts<Value> parts{rows, part_sizes, plan.lists};
-  launch_teams<threads, teams_per_sm>("Tributary::topk::hopper_parts", exec, static_cast<int>(plan.rows * plan.parts), parts.scratch_bytes(),
-                                      parts);
+  launch_teams<threads, teams_per_sm>("Tributary::topk::hopper_parts", exec, static_cast<int>(plan.rows * plan.parts),
+                                      parts.scratch_bytes(), parts);
   PoolSizes sizes = pool_sizes(plan.keep, rows.columns);
   sizes.capacity  = std::max(sizes.capacity, std::min(plan.parts * plan.lists.capacity, 12288));  // 96 KiB
   const JoinParts<Value> join{rows, sizes, output, plan.lists};

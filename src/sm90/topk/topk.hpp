@@ -5,8 +5,8 @@
 
 #include "Tributary_Topk.hpp"
 
-// The Hopper level of topk and topk_merge, behind their checks, as the dispatch sees it.  Templates, so that the dispatch compiles where there
-// is no CUDA; they exist for Kokkos::Cuda.
+// The Hopper level of topk and topk_merge, behind their checks, as the dispatch sees it.  Templates, so that the dispatch compiles where
+// there is no CUDA; they exist for Kokkos::Cuda.
 
 namespace Tributary::Impl::SM90 {
 

@@ -88,10 +88,10 @@ void topk_merge(const Kokkos::Cuda& exec, const TopkMergeArguments& arguments, c
   if (rows_of(arguments) == 0) return;
   if (log_enabled()) log("topk_merge: Hopper level, " + std::to_string(arguments.lists.size()) + " lists");
   MergeLists functor{.lists  = {},
-                           .count  = 0,
-                           .rows   = static_cast<unsigned>(arguments.indices.extents[1]),
-                           .sizes  = pool_sizes(keep_of(arguments), columns_of(arguments)),
-                           .output = output};
+                     .count  = 0,
+                     .rows   = static_cast<unsigned>(arguments.indices.extents[1]),
+                     .sizes  = pool_sizes(keep_of(arguments), columns_of(arguments)),
+                     .output = output};
   for (const auto& list : arguments.lists)
     functor.lists[functor.count++] = {.indices       = list.indices.data,
                                       .scores        = list.scores.data,
@@ -99,8 +99,8 @@ void topk_merge(const Kokkos::Cuda& exec, const TopkMergeArguments& arguments, c
                                       .score_strides = {list.scores.strides[0], list.scores.strides[1]},
                                       .length        = static_cast<std::int32_t>(list.indices.extents[2]),
                                       .offset        = list.index_offset};
-  launch_teams<threads, teams_per_sm>("Tributary::topk_merge::hopper", exec, static_cast<int>(rows_of(arguments)),
-                                                        functor.scratch_bytes(), functor);
+  launch_teams<threads, teams_per_sm>("Tributary::topk_merge::hopper", exec, static_cast<int>(rows_of(arguments)), functor.scratch_bytes(),
+                                      functor);
 }
 
 }  // namespace Tributary::Impl::SM90

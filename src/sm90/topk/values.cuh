@@ -121,9 +121,7 @@ class RowReader {
  private:
   using Team = Group<Threads>;
 
-  __device__ unsigned first_block(unsigned chunk) const {
-    return chunk * (Loads * Threads) * part_.count + part_.number * 32;
-  }
+  __device__ unsigned first_block(unsigned chunk) const { return chunk * (Loads * Threads) * part_.count + part_.number * 32; }
   __device__ unsigned own_block(unsigned chunk) const {
     return first_block(chunk) + static_cast<unsigned>(Team::warp()) * 32 * part_.count + static_cast<unsigned>(Team::lane());
   }
@@ -220,11 +218,16 @@ __device__ __forceinline__ void stream(const RowReader<Value, Threads, Loads>& r
     const unsigned index = row.index(number);
     const auto     entry = [&](int i) { return make_entry(sortable(chunk.value(i)), index + row.index_step(i)); };
     unsigned       left  = chunk.valid;
-    do {
+    for (;;) {
       chunk.pin();  // or all entries would be made ahead of this loop, which as a rule turns once, and fill the registers
       left &= passing<Reader::each>(chunk, Threshold(pool.bound(), row.first_index(number)));
       if constexpr (OnlyBelow) left = pool.template within<Reader::each>(left, below, entry);
-    } while (!pool.template offer<Reader::each>(left, entry));
+      if (pool.template offer<Reader::each>(left, entry)) break;
+      // again, since a cut needs the registers of `next`, and of its addresses
+      unsigned again = order.chunk();
+      asm volatile("" : "+r"(again));
+      next = row.load(again);
+    }
     chunk = next;
   }
 }
