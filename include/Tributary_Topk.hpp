@@ -21,9 +21,9 @@ struct TopkOptions {
   /// [rows, 2] or [batch, rows, 2]: only columns range[0] <= j < range[1] of a row take part, clipped to [0, n].  Not given: all.
   ArrayOption<std::int32_t, 3> range = {};
   Level                        level = Level::automatic;
-  // Portable level: how the work is cut.  0 = chosen here.  They change time and memory, never the result.
-  std::int64_t chunk_keys = 0;  ///< columns a row is read by
-  std::int64_t key_splits = 0;  ///< parts of a row worked on at the same time and merged at the end
+  // How the work is cut.  0 = chosen here.  They change time and memory, never the result.
+  std::int64_t chunk_keys = 0;  ///< columns a row is read by; portable level
+  std::int64_t key_splits = 0;  ///< parts of a row worked on at the same time and merged at the end; Hopper level: 256 at most
 };
 
 struct TopkMergeOptions {

@@ -20,14 +20,21 @@ namespace Tributary::Benchmark {
 /// Registers this operator's benchmarks; called after Kokkos::initialize.
 void add_benchmarks();
 
-/// Calls function(execution space instance, its name) for every host space of this build.
+/// Calls function(execution space instance, its name) for every space of this build.
+template <class Function>
+void for_each_space(const Function& function) {
+  const auto call = [&](const auto& backend) {
+    function(typename std::remove_cvref_t<decltype(backend)>::execution_space{}, std::string(backend.name));
+  };
+  std::apply([&](const auto&... backend) { (call(backend), ...); }, Program::backends);
+}
+
+/// The same for host spaces.
 template <class Function>
 void for_each_host_space(const Function& function) {
-  const auto call_on_host = [&](const auto& backend) {
-    using Exec = typename std::remove_cvref_t<decltype(backend)>::execution_space;
-    if constexpr (Impl::host_memory<Exec>) function(Exec{}, std::string(backend.name));
-  };
-  std::apply([&](const auto&... backend) { (call_on_host(backend), ...); }, Program::backends);
+  for_each_space([&](const auto& exec, const std::string& name) {
+    if constexpr (Impl::host_memory<std::remove_cvref_t<decltype(exec)>>) function(exec, name);
+  });
 }
 
 /// Warms, notes the peak of what a call allocates, then times calls up to their fence; returns the seconds a call takes.

@@ -1,65 +1,33 @@
 #include "common/machine.hpp"
 
-#include <KokkosKernels_config.h>
-#include <KokkosBlas3_gemm.hpp>
 #include <Kokkos_Core.hpp>
-#include <algorithm>
 #include <cstddef>
-#include <vector>
+#include <type_traits>
 
+#include "common/median.hpp"
 #include "common/random.hpp"
-
-// OpenBLAS, where KokkosBlas::gemm leads to it, keeps its own number of threads.
-extern "C" {
-[[gnu::weak]] void  openblas_set_num_threads(int);
-[[gnu::weak]] char* openblas_get_config();
-}
+#include "common/workers.hpp"
 
 namespace Tributary::Benchmark {
 
 namespace {
 
-template <class Exec, class Call>
-double median_seconds(const Exec& exec, const Call& call) {
-  constexpr std::size_t least_runs = 3;
-  call();
-  exec.fence("Tributary benchmark: warm");
-  std::vector<double> seconds;
-  for (const Kokkos::Timer total; seconds.size() < least_runs || total.seconds() < 1;) {
-    const Kokkos::Timer timer;
-    call();
-    exec.fence("Tributary benchmark: time");
-    seconds.push_back(timer.seconds());
-  }
-  const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
-  std::nth_element(seconds.begin(), middle, seconds.end());
-  return *middle;
-}
-
+/// Who fills the memory of a space: all of the host's threads, if it is the host's.
 template <class Exec>
-double measure_sgemm(const Exec& exec) {
-  constexpr std::size_t n = 2048;
-  // KokkosBlas::gemm leads to BLAS only where the Views name the execution space.
-  using Matrix   = Kokkos::View<float**, Kokkos::LayoutRight, Kokkos::Device<Exec, Kokkos::HostSpace>>;
-  const Matrix a = random<float**>("a", 1, n, n), b = random<float**>("b", 2, n, n), c = random<float**>("c", 3, n, n);
-  if (openblas_set_num_threads != nullptr) openblas_set_num_threads(exec.concurrency());
-  return 2.0 * n * n * n / median_seconds(exec, [&] { KokkosBlas::gemm(exec, "N", "N", 1.0f, a, b, 0.0f, c); });
-}
+using FillSpace = std::conditional_t<Impl::host_memory<Exec>, Kokkos::DefaultHostExecutionSpace, Exec>;
+
+/// On a device the time of a launch and a fence must not count.
+template <class Exec>
+constexpr std::size_t copy_bytes = std::size_t{Impl::host_memory<Exec> ? 256 : 4096} << 20;
 
 template <class Exec>
 double measure_copy(const Exec& exec) {
-  constexpr std::size_t count = std::size_t{64} << 20;
-  const auto            from = random<float*>("from", 1, count), to = random<float*>("to", 2, count);
+  constexpr std::size_t count = copy_bytes<Exec> / sizeof(float);
+  const auto            from = random<float*, FillSpace<Exec>>("from", 1, count), to = random<float*, FillSpace<Exec>>("to", 2, count);
   return 2.0 * sizeof(float) * count / median_seconds(exec, [&] { Kokkos::deep_copy(exec, to, from); });
 }
 
 }  // namespace
-
-template <class Exec>
-double sgemm_rate(const Exec& exec) {
-  static const double rate = measure_sgemm(exec);
-  return rate;
-}
 
 template <class Exec>
 double copy_rate(const Exec& exec) {
@@ -67,25 +35,17 @@ double copy_rate(const Exec& exec) {
   return rate;
 }
 
-std::string sgemm_name() {
-#ifdef KOKKOSKERNELS_ENABLE_TPL_BLAS
-  return openblas_get_config != nullptr ? openblas_get_config() : "the BLAS that Kokkos Kernels was built with";
-#else
-  return "Kokkos Kernels' own loops, no BLAS library: fractions of it say little";
-#endif
-}
-
 #ifdef KOKKOS_ENABLE_SERIAL
-template double sgemm_rate(const Kokkos::Serial&);
 template double copy_rate(const Kokkos::Serial&);
 #endif
 #ifdef KOKKOS_ENABLE_OPENMP
-template double sgemm_rate(const Kokkos::OpenMP&);
 template double copy_rate(const Kokkos::OpenMP&);
 #endif
 #ifdef KOKKOS_ENABLE_THREADS
-template double sgemm_rate(const Kokkos::Threads&);
 template double copy_rate(const Kokkos::Threads&);
+#endif
+#ifdef KOKKOS_ENABLE_CUDA
+template double copy_rate(const Kokkos::Cuda&);
 #endif
 
 }  // namespace Tributary::Benchmark

@@ -10,7 +10,7 @@ namespace Tributary::Benchmark {
 template <class Exec>
 double sgemm_rate(const Exec& exec);
 
-/// Bytes a second, read and written, of a copy of 256 MiB; likewise.
+/// Bytes a second, read and written, of a copy of 256 MiB, of 4 GiB on a device; likewise.
 template <class Exec>
 double copy_rate(const Exec& exec);
 

@@ -1,14 +1,12 @@
 #include <Tributary_Config.hpp>
 
 #include "common/benchmark.hpp"
-#include "common/machine.hpp"
 
 int main(int argc, char** argv) {
   const Kokkos::ScopeGuard kokkos(argc, argv);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   benchmark::AddCustomContext("tributary", TRIBUTARY_VERSION);
-  benchmark::AddCustomContext("sgemm", Tributary::Benchmark::sgemm_name());
   Tributary::Benchmark::add_benchmarks();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();

@@ -81,6 +81,7 @@ void run_topk(benchmark::State& state, const Exec& exec, const Shape& shape) {
 }  // namespace
 
 void add_benchmarks() {
+  benchmark::AddCustomContext("sgemm", sgemm_name());
   for_each_host_space([]<class Exec>(const Exec& exec, const std::string& space) {
     for (const Shape& shape : shapes) {
       const auto add = [&]<class Element>(std::type_identity<Element>, const std::string& type) {

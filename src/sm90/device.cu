@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -34,7 +35,9 @@ class CurrentDevice {
 
 }  // namespace
 
-bool sm90_code_runs(int device) {
+namespace {
+
+bool ask(int device) {
   const CurrentDevice current(device);
   cudaFuncAttributes  attributes;
   const cudaError_t   status = cudaFuncGetAttributes(&attributes, probe);
@@ -44,6 +47,16 @@ bool sm90_code_runs(int device) {
   }
   require_success(status, "cudaFuncGetAttributes");
   return true;
+}
+
+}  // namespace
+
+bool sm90_code_runs(int device) {
+  constexpr int           devices = 64;
+  static std::atomic<int> answers[devices]{};  // asked once, since every call of an operator wants to know: 0 not yet, 1 yes, 2 no
+  if (device < 0 || device >= devices) return ask(device);
+  if (answers[device] == 0) answers[device] = ask(device) ? 1 : 2;
+  return answers[device] == 1;
 }
 
 }  // namespace Tributary::Impl

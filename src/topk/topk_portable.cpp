@@ -1,6 +1,8 @@
 #include "Tributary_Topk.hpp"
 #include "common/check.hpp"
 #include "common/log.hpp"
+#include "sm90/device.hpp"
+#include "sm90/topk/topk.hpp"
 #include "topk/topk.hpp"
 #include "topk/topk_reference.hpp"
 
@@ -97,12 +99,29 @@ PartialLists partial_lists(std::span<const TopkMergeArguments::List> lists) {
   return result;
 }
 
+template <class Exec>
+Level level_of(const Exec& exec, const TopkArguments& arguments, const TopkOptions& options) {
+  std::string no_hopper = no_sm90;
+  if constexpr (has_sm90<Exec>) no_hopper = SM90::no_topk(exec, arguments);
+  return choose_level("topk", options.level, host_memory<Exec>, no_hopper);
+}
+
+template <class Exec>
+Level level_of(const Exec& exec, const TopkMergeArguments& arguments, const TopkMergeOptions& options) {
+  std::string no_hopper = no_sm90;
+  if constexpr (has_sm90<Exec>) no_hopper = SM90::no_topk_merge(exec, arguments);
+  return choose_level("topk_merge", options.level, host_memory<Exec>, no_hopper);
+}
+
 }  // namespace
 
 template <class Exec>
 std::size_t topk_workspace_size(const Exec& exec, const TopkArguments& arguments, const TopkOptions& options) {
   check_topk(arguments, options);
-  if (choose_level("topk", options.level, host_memory<Exec>) != Level::portable) return 0;
+  const Level level = level_of(exec, arguments, options);
+  if (level == Level::reference) return 0;
+  if constexpr (has_sm90<Exec>)
+    if (level == Level::hopper) return SM90::topk_workspace_size(exec, arguments, options);
   WorkspaceLayout layout;
   plan_call(exec, arguments, options, layout);
   return layout.size();
@@ -111,11 +130,15 @@ std::size_t topk_workspace_size(const Exec& exec, const TopkArguments& arguments
 template <class Exec>
 void topk(const Exec& exec, const TopkArguments& arguments, const TopkOptions& options, const WorkspaceSpan& workspace) {
   const TopkOutput output = check_topk(arguments, options);
-  if (choose_level("topk", options.level, host_memory<Exec>) == Level::reference) {
+  const Level      level  = level_of(exec, arguments, options);
+  if (level == Level::reference) {
     exec.fence("Tributary::topk: reference level");
     return reference_topk(arguments, output);
   }
-  WorkspaceLayout layout(workspace_base("topk", workspace, topk_workspace_size(exec, arguments, options)));
+  std::byte* const base = workspace_base("topk", workspace, topk_workspace_size(exec, arguments, options));
+  if constexpr (has_sm90<Exec>)
+    if (level == Level::hopper) return SM90::topk(exec, arguments, options, output, base);
+  WorkspaceLayout layout(base);
   const TopkPlan  plan = plan_call(exec, arguments, options, layout);
   if (log_enabled()) log("topk: portable level, " + std::to_string(plan.splits) + " parts of a row");
   visit_element_type(arguments.type, [&]<class Value>(std::type_identity<Value>) {
@@ -128,7 +151,7 @@ void topk(const Exec& exec, const TopkArguments& arguments, const TopkOptions& o
 template <class Exec>
 std::size_t topk_merge_workspace_size(const Exec& exec, const TopkMergeArguments& arguments, const TopkMergeOptions& options) {
   check_topk_merge(arguments, options);
-  if (choose_level("topk_merge", options.level, host_memory<Exec>) != Level::portable) return 0;
+  if (level_of(exec, arguments, options) != Level::portable) return 0;  // the Hopper level needs none
   WorkspaceLayout layout;
   plan_call(exec, arguments, layout);
   return layout.size();
@@ -137,10 +160,13 @@ std::size_t topk_merge_workspace_size(const Exec& exec, const TopkMergeArguments
 template <class Exec>
 void topk_merge(const Exec& exec, const TopkMergeArguments& arguments, const TopkMergeOptions& options, const WorkspaceSpan& workspace) {
   const TopkOutput output = check_topk_merge(arguments, options);
-  if (choose_level("topk_merge", options.level, host_memory<Exec>) == Level::reference) {
+  const Level      level  = level_of(exec, arguments, options);
+  if (level == Level::reference) {
     exec.fence("Tributary::topk_merge: reference level");
     return reference_topk_merge(arguments, output);
   }
+  if constexpr (has_sm90<Exec>)
+    if (level == Level::hopper) return SM90::topk_merge(exec, arguments, output);
   WorkspaceLayout layout(workspace_base("topk_merge", workspace, topk_merge_workspace_size(exec, arguments, options)));
   TopkPlan        plan = plan_call(exec, arguments, layout);
   if (log_enabled()) log("topk_merge: portable level, " + std::to_string(arguments.lists.size()) + " lists");

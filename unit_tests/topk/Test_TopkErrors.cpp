@@ -52,7 +52,7 @@ TEST_F(TopkErrors, OptionsOutOfRange) {
   expect_refused(values, indices, scores, {.chunk_keys = std::int64_t{1} << 40}, {"topk: ", "chunk_keys is 1099511627776"});
   expect_refused(values, indices, scores, {.key_splits = -3}, {"topk: ", "key_splits is -3", "expected 0"});
   expect_refused(values, indices, scores, {.key_splits = 1 << 20}, {"topk: ", "key_splits is 1048576"});
-  expect_refused(values, indices, scores, {.level = Level::hopper}, {"topk: ", "no Hopper level"});
+  if (hopper_levels().empty()) expect_refused(values, indices, scores, {.level = Level::hopper}, {"topk: ", "no Hopper level"});
 }
 
 TEST_F(TopkErrors, RowsThatAreNotContiguous) {
@@ -90,11 +90,15 @@ TEST_F(TopkErrors, OutputsWithRepeatedElements) {
 }
 
 TEST_F(TopkErrors, WorkspaceTooSmall) {
-  const std::size_t size = Tributary::topk_workspace_size(Space{}, values, indices, scores);
-  ASSERT_GT(size, 0u);
-  const View<std::byte, 1> workspace("workspace", size - 1);
-  expect_refusal([&] { Tributary::topk(Space{}, values, indices, scores, {}, workspace); },
-                 {"topk: ", "workspace has " + std::to_string(size - 1) + " bytes", "expected at least " + std::to_string(size)});
+  for (const Level level : with_hopper({Level::portable})) {
+    if (needs_another_device(level)) continue;
+    const TopkOptions options{.level = level, .key_splits = 2};
+    const std::size_t size = Tributary::topk_workspace_size(Space{}, values, indices, scores, options);
+    ASSERT_GT(size, 0u);
+    const View<std::byte, 1> workspace("workspace", size - 1);
+    expect_refusal([&] { Tributary::topk(Space{}, values, indices, scores, options, workspace); },
+                   {"topk: ", "workspace has " + std::to_string(size - 1) + " bytes", "expected at least " + std::to_string(size)});
+  }
 }
 
 TEST_F(TopkErrors, MemoryThatTheReferenceLevelCannotReach) {
@@ -134,6 +138,7 @@ TEST_F(TopkMergeErrors, NoListAndNoK) {
 }
 
 TEST_F(TopkMergeErrors, HopperLevel) {
+  if (!hopper_levels().empty()) GTEST_SKIP() << "this build has it";
   expect_refused({good}, indices, scores, {.level = Level::hopper}, {"topk_merge: ", "no Hopper level"});
 }
 
@@ -148,9 +153,10 @@ TEST_F(TopkMergeErrors, OutputsThatOverlapAListOtherwiseThanAsThatList) {
 
 TEST_F(TopkMergeErrors, WorkspaceTooSmall) {
   const std::vector<Tributary::TopkList> lists = {good};
-  const std::size_t                      size  = Tributary::topk_merge_workspace_size(Space{}, lists, indices, scores);
+  const TopkMergeOptions                 options{.level = Level::portable};  // the Hopper level needs none
+  const std::size_t                      size = Tributary::topk_merge_workspace_size(Space{}, lists, indices, scores, options);
   const View<std::byte, 1>               workspace("workspace", size - 1);
-  expect_refusal([&] { Tributary::topk_merge(Space{}, lists, indices, scores, {}, workspace); },
+  expect_refusal([&] { Tributary::topk_merge(Space{}, lists, indices, scores, options, workspace); },
                  {"topk_merge: ", "workspace has " + std::to_string(size - 1) + " bytes", "expected at least " + std::to_string(size)});
 }
 
@@ -159,15 +165,16 @@ TEST(TopkInstance, WithAWorkspaceOnlyTheCallersInstanceIsUsed) {
   const View<float, 3>        values("values", 2, 3, 5000);
   const View<std::int32_t, 3> indices("indices", 2, 3, 40), merged("merged", 2, 3, 40);
   const View<float, 3>        scores("scores", 2, 3, 40), merged_scores("merged_scores", 2, 3, 40);
-  for (const std::int64_t splits : {1, 4}) {
-    const TopkOptions        options{.key_splits = splits};
+  for (const auto& [level, splits] : {std::pair{Level::automatic, 1}, {Level::automatic, 4}, {Level::portable, 1}, {Level::portable, 4}}) {
+    const TopkOptions        options{.level = level, .key_splits = splits};
     const View<std::byte, 1> workspace("workspace", Tributary::topk_workspace_size(exec, values, indices, scores, options));
     expect_stays_on_instance(exec, [&] { Tributary::topk(exec, values, indices, scores, options, workspace); });
   }
-  for (const std::size_t count : {1, 2, 9}) {
-    const std::vector<Tributary::TopkList> lists(count, {.indices = indices, .scores = scores});
-    const View<std::byte, 1>               workspace("workspace", Tributary::topk_merge_workspace_size(exec, lists, merged, merged_scores));
-    expect_stays_on_instance(exec, [&] { Tributary::topk_merge(exec, lists, merged, merged_scores, {}, workspace); });
+  for (const auto& [level, count] : {std::pair{Level::automatic, 1}, {Level::automatic, 9}, {Level::portable, 2}, {Level::portable, 9}}) {
+    const std::vector<Tributary::TopkList> lists(static_cast<std::size_t>(count), {.indices = indices, .scores = scores});
+    const TopkMergeOptions                 options{.level = level};
+    const View<std::byte, 1> workspace("workspace", Tributary::topk_merge_workspace_size(exec, lists, merged, merged_scores, options));
+    expect_stays_on_instance(exec, [&] { Tributary::topk_merge(exec, lists, merged, merged_scores, options, workspace); });
   }
 }
 

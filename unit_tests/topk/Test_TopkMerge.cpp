@@ -5,7 +5,7 @@
 namespace TributaryTest {
 namespace {
 
-class TopkMerge : public LevelTest {
+class TopkMerge : public TopkLevelTest {
  public:
   static void expect_right(const std::vector<List>& lists, std::int64_t top_k, TopkOrder order = TopkOrder::by_score) {
     EXPECT_TRUE(same_rows(merge_of(level(), lists, top_k, {.order = order}), expected_merge(lists, top_k, order)))
@@ -38,7 +38,7 @@ class TopkMerge : public LevelTest {
     return lists;
   }
 };
-INSTANTIATE_TEST_SUITE_P(Levels, TopkMerge, testing::ValuesIn(all_levels()), level_name);
+INSTANTIATE_TEST_SUITE_P(Levels, TopkMerge, testing::ValuesIn(with_hopper(all_levels())), level_name);
 
 List list(std::vector<std::int32_t> indices, std::vector<float> scores, std::int32_t index_offset = 0) {
   List result{Rows(1, 1, static_cast<std::int64_t>(indices.size())), index_offset};

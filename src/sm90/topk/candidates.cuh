@@ -1,0 +1,318 @@
+#pragma once
+#include "sm90/topk/group.cuh"
+#include "topk/entry.hpp"
+
+// The candidates of one row in shared memory.  Entries that may still be among the `keep` best are appended to a pool; when it is full it
+// is cut back to the `keep` best, or to a few more where that is cheaper, and what it would take to be among them is the new bound.  A
+// bound only ever admits too much, so neither the order of arrival nor the moment of a cut changes the result.
+
+namespace Tributary::Impl::SM90 {
+
+/// Bins of equal width below `high`; bin 0 holds the best.
+struct EntryBins {
+  Entry high;
+  int   shift;  // a bin is 2^shift wide
+
+  __device__ int bin(Entry entry) const { return static_cast<int>((high - entry) >> shift); }
+  /// The largest and the least entry that a bin could hold.
+  __device__ Entry top(int bin) const { return high - (static_cast<Entry>(bin) << shift); }
+  __device__ Entry bottom(int bin) const {
+    const Entry down = (static_cast<Entry>(bin + 1) << shift) - 1;  // 2^64 - 1 where the shift loses the one bit
+    return down > high ? Entry{0} : high - down;
+  }
+};
+
+/// \tparam Threads  of the group that owns the pool
+/// \tparam Bins     of the final ranking; a power of two, about as many as there are results
+template <int Threads, int Bins>
+class Candidates {
+ public:
+  using Team = Group<Threads>;
+
+  /// Where the wanted-th best entry was found.
+  struct Place {
+    EntryBins bins;
+    int       bin;
+    int       above, inside;  // entries in better bins, in this one
+    bool      crowded;        // this bin or a better one has more than `crowd` entries
+  };
+
+  // An entry's rank in its bin is found by comparing with the others there: past this many, sorting everything is cheaper.
+  static constexpr int crowd = 128;
+
+  static constexpr int ranked_capacity(int keep, int capacity) { return keep + crowd < capacity ? keep + crowd : capacity; }
+
+  /// Shared memory for a pool of `capacity` entries, at least the power of two that `keep` rounds up to; a multiple of 16.  Without a
+  /// ranking `keep` may be 0.
+  static constexpr int scratch_bytes(int keep, int capacity) {
+    const int ranked = keep == 0 ? 0 : ranked_capacity(keep, capacity);
+    return (capacity + capacity % 2 + ranked + ranked % 2) * static_cast<int>(sizeof(Entry)) + 2 * Bins * static_cast<int>(sizeof(int)) +
+           static_cast<int>(sizeof(Control));
+  }
+
+  /// \param keep  how many of the best are wanted
+  /// \param most  how many a cut may leave, from `keep` to less than `capacity`
+  __device__ Candidates(unsigned char* scratch, int keep, int most, int capacity) : keep_(keep), most_(most), capacity_(capacity) {
+    control_   = reinterpret_cast<Control*>(scratch);
+    histogram_ = reinterpret_cast<int*>(control_ + 1);
+    pool_      = reinterpret_cast<Entry*>(histogram_ + 2 * Bins);
+    ranked_    = pool_ + capacity + capacity % 2;
+    if (Team::rank() == 0) control_->count = 0;
+    Team::sync();
+  }
+
+  /// Entries below it are not among the `keep` best.
+  __device__ Entry bound() const { return bound_; }
+  /// Only for a bound known from elsewhere.
+  __device__ void set_bound(Entry bound) { bound_ = bound; }
+
+  /// How many there are; after a barrier.
+  __device__ int count() const { return control_->count; }
+
+  __device__ const Entry* entries() const { return pool_; }
+
+  /// Appends the entries entry_at(i) of the bits i of `mask`.  False if there was no room for all of some thread's: then the pool has been
+  /// cut, the bound is new and `mask` is what is left.  Called by all threads together; ends with a barrier.
+  template <int Count, class EntryAt>
+  __device__ __forceinline__ bool offer(unsigned& mask, const EntryAt& entry_at) {
+    static_assert(Count <= 32);
+    mask = append<Count>(mask, entry_at);
+    if (!Team::any(mask != 0)) return true;
+    cut(keep_, most_);
+    return false;
+  }
+
+  /// Bits of `mask` whose entries are within [bound, below].
+  template <int Count, class EntryAt>
+  __device__ __forceinline__ unsigned within(unsigned mask, Entry below, const EntryAt& entry_at) const {
+    unsigned wanted = 0;
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      const Entry entry = entry_at(i);
+      if (entry >= bound_ && entry <= below) wanted |= 1u << i;
+    }
+    return wanted & mask;
+  }
+
+  /// Cuts to the `keep` best or a few more, `most` at most; they reach the new bound.  Called by all threads after a barrier with more than
+  /// `most` entries in the pool; ends with a barrier.
+  __device__ void cut(int keep, int most) {
+    const int n   = entries_in_pool();
+    Entry     low = 0, high = ~Entry{0};
+    int       above = 0;
+    for (;;) {  // each round looks into the bin that holds the keep-th best, until few others are in it
+      const Place place = locate<2 * Bins, false>(n, low, high, keep - above);
+      bound_            = place.bins.bottom(place.bin);
+      if (above + place.above + place.inside <= most || place.bins.shift == 0) break;
+      above += place.above;
+      low  = bound_;
+      high = place.bins.top(place.bin);
+    }
+    compact(n, most);
+  }
+
+  /// Where the wanted-th best entry lies, and all that arrange() needs.  1 <= wanted <= count().  Called by all threads after a barrier.
+  __device__ Place find(int wanted) { return locate<Bins, true>(entries_in_pool(), 0, ~Entry{0}, wanted); }
+
+  /// Leaves the `wanted` best at the pool's beginning, best first, or by index and with their halves swapped (see `halves_swapped`);
+  /// `place` is find(wanted)'s.  Ends with a barrier.
+  __device__ void arrange(Place place, int wanted, bool by_index) {
+    for (;;) {
+      sort_best(place, wanted);
+      if (!by_index) return;
+      by_index = false;
+      for (int i = Team::rank(); i < wanted; i += Threads) pool_[i] = halves_swapped(pool_[i]);
+      if (Team::rank() == 0) control_->count = wanted;
+      Team::sync();
+      place = find(wanted);
+    }
+  }
+
+  /// Larger for a smaller index.
+  __device__ static Entry halves_swapped(Entry entry) { return (entry << 32) | (entry >> 32); }
+
+ private:
+  struct alignas(16) Control {
+    typename Team::Exchange exchange;
+    int                     count;
+    int                     bin, above, inside, crowded;
+  };
+
+  __device__ int entries_in_pool() const { return control_->count < capacity_ ? control_->count : capacity_; }
+
+  /// Where a bin's count is kept: a thread's neighbouring bins lie Threads words apart, free of bank conflicts.
+  template <int BinCount>
+  __device__ static int slot(int bin) {
+    constexpr int each = BinCount / Threads;
+    return bin % each * Threads + bin / each;
+  }
+
+  /// Appends what fits and returns the bits of what did not.
+  template <int Count, class EntryAt>
+  __device__ __forceinline__ unsigned append(unsigned mask, const EntryAt& entry_at) {
+    if (__any_sync(full_warp, mask != 0) == 0) return 0;
+    const int own      = __popc(mask);
+    const int upto     = Team::inclusive_sum_of_warp(own);
+    int       position = 0;
+    if (Team::lane() == 31) position = atomicAdd(&control_->count, upto);
+    position      = __shfl_sync(full_warp, position, 31) + upto - own;
+    unsigned left = 0;
+    for (int over = position + own - capacity_; over > 0 && mask != 0; --over) {  // the last ones do not fit
+      const unsigned last = 0x80000000u >> __clz(static_cast<int>(mask));
+      mask ^= last;
+      left |= last;
+    }
+#pragma unroll
+    for (int i = 0; i < Count; ++i)
+      if ((mask >> i & 1u) != 0) pool_[position++] = entry_at(i);
+    return left;
+  }
+
+  /// Counts the pool's entries within [low, high] by bins and finds the wanted-th best of them.  With Offsets, histogram_[Bins ...] becomes
+  /// the number of entries in better bins.  Called after a barrier, ends with one.
+  template <int BinCount, bool Offsets>
+  __device__ Place locate(int n, Entry low, Entry high, int wanted) {
+    constexpr int each = BinCount / Threads;
+    static_assert(each >= 1 && (each & (each - 1)) == 0);
+#pragma unroll
+    for (int i = 0; i < each; ++i) histogram_[i * Threads + Team::rank()] = 0;
+    uint4 extremes = {0xffffffffu, 0u, 0xffffffffu, 0u};
+    for (int i = Team::rank(); i < n; i += Threads) {
+      const Entry entry = pool_[i];
+      if (low <= entry && entry <= high) {
+        const auto score = static_cast<unsigned>(entry >> 32), index = static_cast<unsigned>(entry);
+        extremes = {min(extremes.x, score), max(extremes.y, score), min(extremes.z, index), max(extremes.w, index)};
+      }
+    }
+    extremes = Team::extremes(control_->exchange, extremes);
+    if constexpr (Team::warps == 1) Team::sync();  // the histogram is zero
+    if (Team::rank() == 0) control_->crowded = 0;  // not earlier: a slower thread might still look at the last one
+    // Where all scores are equal the indices decide.
+    const bool      tied     = extremes.x == extremes.y;
+    const Entry     least    = (static_cast<Entry>(extremes.x) << 32) | (tied ? extremes.z : 0u);
+    const Entry     best     = (static_cast<Entry>(extremes.y) << 32) | (tied ? extremes.w : 0xffffffffu);
+    constexpr int   log_bins = 31 - __builtin_clz(BinCount);
+    const int       bits     = 64 - __clzll(static_cast<long long>(best - least));
+    const EntryBins bins{best, bits > log_bins ? bits - log_bins : 0};
+
+    for (int i = Team::rank(); i < n; i += Threads) {
+      const Entry entry = pool_[i];
+      if (low <= entry && entry <= high) atomicAdd(&histogram_[slot<BinCount>(bins.bin(entry))], 1);
+    }
+    Team::sync();
+
+    int counts[each], sum = 0;
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      counts[i] = histogram_[i * Threads + Team::rank()];
+      sum += counts[i];
+    }
+    int above = Team::exclusive_sum(control_->exchange, sum);
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      if (Offsets) histogram_[Bins + i * Threads + Team::rank()] = above;
+      if (above < wanted) {
+        if (counts[i] > crowd) control_->crowded = 1;
+        if (above + counts[i] >= wanted) {
+          control_->bin    = Team::rank() * each + i;
+          control_->above  = above;
+          control_->inside = counts[i];
+        }
+      }
+      above += counts[i];
+    }
+    Team::sync();
+    return {bins, control_->bin, control_->above, control_->inside, control_->crowded != 0};
+  }
+
+  /// Keeps, in place, the entries from the bound up; never more than `most` (more than that only where an entry came twice).
+  __device__ void compact(int n, int most) {
+    constexpr int each = 4;  // entries of a thread that are read before any is written
+    if (Team::rank() == 0) control_->count = 0;
+    for (int first = 0; first < n; first += each * Threads) {
+      Entry    slice[each];
+      unsigned kept = 0;
+#pragma unroll
+      for (int i = 0; i < each; ++i) {
+        const int at = first + i * Threads + Team::rank();
+        slice[i]     = at < n ? pool_[at] : no_entry;
+        if (at < n && slice[i] >= bound_) kept |= 1u << i;
+      }
+      Team::sync();
+      const int own      = __popc(kept);
+      const int upto     = Team::inclusive_sum_of_warp(own);
+      int       position = 0;
+      if (Team::lane() == 31) position = atomicAdd(&control_->count, upto);
+      position = __shfl_sync(full_warp, position, 31) + upto - own;
+#pragma unroll
+      for (int i = 0; i < each; ++i)
+        if ((kept >> i & 1u) != 0) {
+          if (position < most) pool_[position] = slice[i];
+          ++position;
+        }
+    }
+    Team::sync();
+    if (Team::rank() == 0 && control_->count > most) control_->count = most;
+    Team::sync();
+  }
+
+  __device__ bool crowded(const Place& place) const {
+    return place.crowded || place.above + place.inside > ranked_capacity(keep_, capacity_);
+  }
+
+  /// Leaves the `wanted` best at the pool's beginning, best first.
+  __device__ void sort_best(Place place, int wanted) {
+    if (crowded(place)) {
+      if (entries_in_pool() > wanted) {  // without the others the bins may be narrow enough
+        cut(wanted, wanted);
+        place = find(wanted);
+      }
+      if (crowded(place)) return sort(wanted);
+    }
+    const int n = entries_in_pool();
+    for (int i = Team::rank(); i < n; i += Threads) {
+      const Entry entry = pool_[i];
+      const int   bin   = place.bins.bin(entry);
+      if (bin <= place.bin) ranked_[atomicAdd(&histogram_[Bins + slot<Bins>(bin)], 1)] = entry;
+    }
+    Team::sync();
+    const int listed = place.above + place.inside;
+    for (int i = Team::rank(); i < listed; i += Threads) {
+      const Entry entry = ranked_[i];
+      const int   at    = slot<Bins>(place.bins.bin(entry));
+      const int   end = histogram_[Bins + at], begin = end - histogram_[at];
+      int         rank = begin;
+      for (int other = begin; other < end; ++other) rank += ranked_[other] > entry ? 1 : 0;
+      if (rank < wanted) pool_[rank] = entry;
+    }
+    Team::sync();
+  }
+
+  /// Bitonic sort of a pool of `count` entries.
+  __device__ void sort(int count) {
+    int size = 1;
+    while (size < count) size *= 2;
+    for (int i = count + Team::rank(); i < size; i += Threads) pool_[i] = no_entry;
+    Team::sync();
+    for (int length = 2; length <= size; length *= 2)
+      for (int stride = length / 2; stride > 0; stride /= 2) {
+        for (int i = Team::rank(); i < size / 2; i += Threads) {
+          const int   a = 2 * i - (i & (stride - 1)), b = a + stride;
+          const Entry first = pool_[a], second = pool_[b];
+          if ((first < second) == ((a & length) == 0)) {
+            pool_[a] = second;
+            pool_[b] = first;
+          }
+        }
+        Team::sync();
+      }
+  }
+
+  Control* control_;
+  int*     histogram_;
+  Entry *  pool_, *ranked_;
+  int      keep_, most_, capacity_;
+  Entry    bound_ = 0;
+};
+
+}  // namespace Tributary::Impl::SM90

@@ -1,0 +1,290 @@
+#include "sm90/topk/topk.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/log.hpp"
+#include "common/workers.hpp"
+#include "sm90/launch.cuh"
+#include "sm90/topk/output.cuh"
+#include "sm90/topk/values.cuh"
+
+// topk: each row is read once.  A team, or a warp where rows are short, streams a row's values past a bound and collects what passes in a
+// pool in shared memory.  Few long rows are cut into parts: a team a part leaves the best of it and a bound of the rest; a second launch
+// joins the parts of each row, and reads those again whose bound says that they may hide one of the k best.
+
+namespace Tributary::Impl::SM90 {
+namespace {
+
+constexpr int threads      = 256;   // a team; four of them an SM: one's cuts and sorting hide behind the others' reading
+constexpr int teams_per_sm = 4;     // 64 registers a thread
+constexpr int bins         = 1024;  // for up to 2048 results
+/// Blocks of 16 bytes that a thread has under way: 8 or 16 KiB a team.  Sixteen values, or more registers than there are.
+template <class Value>
+constexpr int loads         = sizeof(Value);
+constexpr int merge_threads = 1024;
+
+// Short rows: a warp each, four a team.
+constexpr int short_row       = 1024;
+constexpr int very_short_row  = 128;
+constexpr int warps_of_rows   = 4;
+constexpr int least_warp_rows = 512;  // fewer rows: a team each is done sooner
+
+// Rows in parts.
+constexpr int teams_wanted = 528;    // four an SM
+constexpr int least_part   = 2048;   // values: two loads a thread
+constexpr int least_cut    = 16384;  // shorter rows are done before a second launch would begin
+constexpr int most_parts   = 256;
+
+/// What the teams that read the parts of rows leave.
+struct PartLists {
+  Entry*   entries;  // [rows, parts, capacity], no_entry where a part has fewer
+  Entry*   bounds;   // [rows, parts]: a part's entries from it up are all in its list
+  unsigned parts;    // of each row
+  int      keep, capacity;
+};
+
+/// A row a team.
+template <class Value>
+struct SelectRows {
+  using Pool = Candidates<threads, bins>;
+
+  ValueRows  rows;
+  PoolSizes  sizes;
+  TopkOutput output;
+
+  int scratch_bytes() const { return Pool::scratch_bytes(sizes.keep, sizes.capacity); }
+
+  __device__ void operator()(const Member& team) const {
+    const auto place = rows.place(static_cast<unsigned>(team.league_rank()));
+    Pool       pool(aligned_scratch(team, Pool::scratch_bytes(sizes.keep, sizes.capacity)), sizes.keep, sizes.most, sizes.capacity);
+    stream(RowReader<Value, threads, loads<Value>>(rows, place, {0, 1}), pool);
+    write_row(pool, sizes.keep, output, place.batch, place.row);
+    exit_thread();
+  }
+};
+
+/// A short row a warp; its pool has room for all of it.
+template <class Value, int Bins, int Loads>
+struct SelectShortRows {
+  using Pool = Candidates<32, Bins>;
+
+  ValueRows  rows;
+  PoolSizes  sizes;
+  TopkOutput output;
+  unsigned   all_rows;
+
+  int scratch_bytes() const { return warps_of_rows * Pool::scratch_bytes(sizes.keep, sizes.capacity); }
+
+  __device__ void operator()(const Member& team) const {
+    const int      own   = Pool::scratch_bytes(sizes.keep, sizes.capacity);
+    const unsigned row   = static_cast<unsigned>(team.league_rank()) * warps_of_rows + threadIdx.y;
+    unsigned char* bytes = aligned_scratch(team, warps_of_rows * own) + threadIdx.y * own;
+    if (row < all_rows) {
+      const auto place = rows.place(row);
+      Pool       pool(bytes, sizes.keep, sizes.most, sizes.capacity);
+      stream(RowReader<Value, 32, Loads>(rows, place, {0, 1}), pool);
+      write_row(pool, sizes.keep, output, place.batch, place.row);
+    }
+    exit_thread();
+  }
+};
+
+/// A part of a row a team; leaves at least the lists.keep best of it, if it has so many, in no order.
+template <class Value>
+struct SelectParts {
+  using Pool = Candidates<threads, bins>;
+
+  ValueRows rows;
+  PoolSizes sizes;
+  PartLists lists;
+
+  int scratch_bytes() const { return Pool::scratch_bytes(0, sizes.capacity); }
+
+  __device__ void operator()(const Member& team) const {
+    const auto list = static_cast<unsigned>(team.league_rank());
+    Pool       pool(aligned_scratch(team, Pool::scratch_bytes(0, sizes.capacity)), lists.keep, sizes.most, sizes.capacity);
+    stream(RowReader<Value, threads, loads<Value>>(rows, rows.place(list / lists.parts), {list % lists.parts, lists.parts}), pool);
+    if (pool.count() > lists.capacity) pool.cut(lists.keep, lists.capacity);
+    for (int i = Pool::Team::rank(); i < lists.capacity; i += threads)
+      lists.entries[static_cast<std::size_t>(list) * lists.capacity + i] = i < pool.count() ? pool.entries()[i] : no_entry;
+    if (Pool::Team::rank() == 0) lists.bounds[list] = pool.bound();
+    exit_thread();
+  }
+};
+
+/// Joins the lists of a row's parts, a row a team.
+template <class Value>
+struct JoinParts {
+  using Pool = Candidates<merge_threads, bins>;
+  using Team = typename Pool::Team;
+
+  ValueRows  rows;
+  PoolSizes  sizes;
+  TopkOutput output;
+  PartLists  lists;
+
+  int scratch_bytes() const { return Pool::scratch_bytes(sizes.keep, sizes.capacity); }
+
+  __device__ void operator()(const Member& team) const {
+    const auto row   = static_cast<unsigned>(team.league_rank());
+    const auto place = rows.place(row);
+    Pool       pool(aligned_scratch(team, Pool::scratch_bytes(sizes.keep, sizes.capacity)), sizes.keep, sizes.most, sizes.capacity);
+    collect_lists(pool, row);
+    typename Pool::Place best{};
+    const auto           locate = [&] {
+      const int wanted = pool.count() < sizes.keep ? pool.count() : sizes.keep;
+      if (wanted > 0) best = pool.find(wanted);
+      return wanted;
+    };
+    int wanted = locate();
+    // What a part did not leave is below its bound.  No matter if that is below all that is left now.
+    const Entry least = wanted < sizes.keep ? Entry{0} : best.bins.bottom(best.bin);
+    if (read_hidden(pool, row, place, least)) wanted = locate();
+    write_row(pool, best, wanted, output, place.batch, place.row);
+    exit_thread();
+  }
+
+ private:
+  __device__ void collect_lists(Pool& pool, unsigned row) const {
+    constexpr int      each    = 4;
+    const Entry* const entries = lists.entries + static_cast<std::size_t>(row) * lists.parts * lists.capacity;
+    const int          total   = static_cast<int>(lists.parts) * lists.capacity;
+    for (int first = 0; first < total; first += each * merge_threads) {
+      Entry    own[each];
+      unsigned mask = 0;
+#pragma unroll
+      for (int i = 0; i < each; ++i) {
+        const int at = first + i * merge_threads + Team::rank();
+        own[i]       = at < total ? entries[at] : no_entry;
+        mask |= (own[i] != no_entry ? 1u : 0u) << i;
+      }
+      const auto entry = [&](int i) { return own[i]; };
+      do mask = pool.template within<each>(mask, ~Entry{0}, entry);
+      while (!pool.template offer<each>(mask, entry));
+    }
+  }
+
+  /// Reads those parts again that may hide entries from `least` up; false if there are none.
+  __device__ bool read_hidden(Pool& pool, unsigned row, const ValueRows::Place& place, Entry least) const {
+    const Entry* const bounds = lists.bounds + static_cast<std::size_t>(row) * lists.parts;
+    bool               hidden = false;
+    for (unsigned part = Team::rank(); part < lists.parts; part += merge_threads) hidden |= bounds[part] > least;
+    if (!Team::any(hidden)) return false;
+    pool.set_bound(least);
+    for (unsigned part = 0; part < lists.parts; ++part)
+      if (const Entry bound = bounds[part]; bound > least)
+        stream<true>(RowReader<Value, merge_threads, 1>(rows, place, {part, lists.parts}), pool, bound - 1);
+    return true;
+  }
+};
+
+/// How a call is cut.
+struct Plan {
+  std::int64_t rows;  // of all batch entries
+  int          keep, parts;
+  PartLists    lists;
+};
+
+std::int64_t rows_of(const TopkArguments& arguments) { return arguments.values.extents[0] * arguments.values.extents[1]; }
+std::int64_t keep_of(const TopkArguments& arguments) {
+  return std::max<std::int64_t>(1, std::min(arguments.indices.extents[2], arguments.values.extents[2]));
+}
+
+int parts_of(std::int64_t rows, std::int64_t columns, std::int64_t wanted) {
+  if (rows == 0) return 1;
+  const std::int64_t most = std::min<std::int64_t>(most_parts, 0x7fffffff / rows);
+  if (wanted > 0) return static_cast<int>(std::max<std::int64_t>(1, std::min(wanted, most)));
+  if (columns < least_cut || 4 * rows > teams_wanted) return 1;
+  return static_cast<int>(std::max<std::int64_t>(1, std::min({most, teams_wanted / rows, columns / least_part})));
+}
+
+Plan plan_call(const TopkArguments& arguments, const TopkOptions& options, WorkspaceLayout& layout) {
+  Plan plan{.rows = rows_of(arguments), .keep = static_cast<int>(keep_of(arguments)), .parts = 1, .lists = {}};
+  plan.parts = parts_of(plan.rows, arguments.values.extents[2], options.key_splits);
+  if (plan.parts == 1) return plan;
+  // A part's share of the best, six standard deviations more than the mean: then a row in random order is never read again.
+  const double share = static_cast<double>(plan.keep) / plan.parts;
+  const int    keep  = std::min(plan.keep, static_cast<int>(std::ceil(share + 6 * std::sqrt(share) + 8)));
+  plan.lists         = {.entries  = nullptr,
+                        .bounds   = nullptr,
+                        .parts    = static_cast<unsigned>(plan.parts),
+                        .keep     = keep,
+                        .capacity = (keep + keep / 2 + 31) / 32 * 32};
+  plan.lists.entries = layout.take<Entry>(plan.rows * plan.parts * plan.lists.capacity);
+  plan.lists.bounds  = layout.take<Entry>(plan.rows * plan.parts);
+  return plan;
+}
+
+ValueRows value_rows(const TopkArguments& arguments) {
+  return {.values        = arguments.values.data,
+          .strides       = {arguments.values.strides[0], arguments.values.strides[1]},
+          .range         = arguments.has_range ? arguments.range.data : nullptr,
+          .range_strides = {arguments.range.strides[0], arguments.range.strides[1]},
+          .rows          = static_cast<unsigned>(arguments.values.extents[1]),
+          .columns       = static_cast<int>(arguments.values.extents[2])};
+}
+
+template <class Value>
+void launch_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& plan, const TopkOutput& output) {
+  const auto short_rows = [&]<int Bins, int Loads>(std::integral_constant<int, Bins>, std::integral_constant<int, Loads>) {
+    const SelectShortRows<Value, Bins, Loads> functor{rows, pool_sizes(plan.keep, rows.columns), output, static_cast<unsigned>(plan.rows)};
+    launch_teams<32 * warps_of_rows, Bins == 64 ? 8 : 4>("Tributary::topk::hopper_short_rows", exec,
+                                                         static_cast<int>((plan.rows + warps_of_rows - 1) / warps_of_rows),
+                                                         functor.scratch_bytes(), functor);
+  };
+  using std::integral_constant;
+  if (rows.columns <= very_short_row && plan.rows >= least_warp_rows)
+    return short_rows(integral_constant<int, 64>{}, integral_constant<int, 1>{});
+  if (rows.columns <= short_row && plan.rows >= least_warp_rows)
+    return short_rows(integral_constant<int, 512>{}, integral_constant<int, loads<Value>>{});
+  const SelectRows<Value> functor{rows, pool_sizes(plan.keep, rows.columns), output};
+  launch_teams<threads, teams_per_sm>("Tributary::topk::hopper", exec, static_cast<int>(plan.rows), functor.scratch_bytes(), functor);
+}
+
+template <class Value>
+void launch_parts(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& plan, const TopkOutput& output) {
+  PoolSizes part_sizes = pool_sizes(plan.lists.keep, rows.columns);
+  part_sizes.most      = std::min(part_sizes.most, part_sizes.capacity - 1);
+  const SelectParts<Value> parts{rows, part_sizes, plan.lists};
+  launch_teams<threads, teams_per_sm>("Tributary::topk::hopper_parts", exec, static_cast<int>(plan.rows * plan.parts),
+                                      parts.scratch_bytes(), parts);
+  PoolSizes sizes = pool_sizes(plan.keep, rows.columns);
+  sizes.capacity  = std::max(sizes.capacity, std::min(plan.parts * plan.lists.capacity, 12288));  // 96 KiB
+  const JoinParts<Value> join{rows, sizes, output, plan.lists};
+  launch_teams<merge_threads, 1>("Tributary::topk::hopper_join", exec, static_cast<int>(plan.rows), join.scratch_bytes(), join);
+}
+
+}  // namespace
+
+template <>
+std::string no_topk(const Kokkos::Cuda& exec, const TopkArguments& arguments) {
+  return no_selection(exec, rows_of(arguments), keep_of(arguments));
+}
+
+template <>
+std::size_t topk_workspace_size(const Kokkos::Cuda&, const TopkArguments& arguments, const TopkOptions& options) {
+  WorkspaceLayout layout;
+  plan_call(arguments, options, layout);
+  return layout.size();
+}
+
+template <>
+void topk(const Kokkos::Cuda& exec, const TopkArguments& arguments, const TopkOptions& options, const TopkOutput& output,
+          std::byte* workspace) {
+  WorkspaceLayout layout(workspace);
+  const Plan      plan = plan_call(arguments, options, layout);
+  if (plan.rows == 0) return;
+  if (log_enabled()) log("topk: Hopper level, " + std::to_string(plan.parts) + " parts of a row");
+  const ValueRows rows = value_rows(arguments);
+  visit_element_type(arguments.type, [&]<class Value>(std::type_identity<Value>) {
+    if constexpr (!std::is_same_v<Value, float8_e4m3_t>) {
+      if (plan.parts == 1)
+        launch_rows<Value>(exec, rows, plan, output);
+      else
+        launch_parts<Value>(exec, rows, plan, output);
+    }
+  });
+}
+
+}  // namespace Tributary::Impl::SM90
