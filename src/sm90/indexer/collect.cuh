@@ -183,7 +183,11 @@ class Collector {
     const float   below = reinterpret_cast<const volatile RejectedScore&>(rejected(row())).score;
     std::uint32_t left  = 0;
     {
-      const OwnKeys all = scores(slot);
+      const OwnKeys all    = scores(slot);
+      bool          passes = false;
+#pragma unroll
+      for (const float score : all.of) passes |= !(score <= below);
+      if (!__any_sync(0xffffffffu, passes)) return;
 #pragma unroll
       for (int i = 0; i < own_keys; ++i) left |= all.of[i] <= below ? 0u : 1u << i;
     }

@@ -39,8 +39,6 @@ __device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& sh
       scoring.load_weights(call.problem, batch, first_row, lane);
       float                             accumulator[128], sum[2][Tile::group_queries];
       typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
-      KeyTileOrder order(key_tiles, shared.items[item_at.slot].period, shared.items[item_at.slot].stride);
-      const int    first_key = shared.items[item_at.slot].key;
       const auto publish = [&] {
         ptx::mbarrier_wait(&shared.scores_empty[group][score_at.slot], score_at.round ^ 1);
         Scoring<Tile>::store(sum, key_scales, scores + score_at.slot * Tile::slot_floats, warp_in_group * 16, lane);
@@ -56,10 +54,8 @@ __device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& sh
         Scoring<Tile>::multiply(accumulator, keys_descriptor + stage.slot * (Tile::key_bytes / 16), queries_descriptor);
         ptx::bar_arrive(other_turn, 256);
         if (j > 0) publish();  // the tile before, while this one is multiplied
-        if constexpr (Scoring<Tile>::scaled) {
-          key_scales.load(call.problem, batch, first_key + order.at * Tile::keys, warp_in_group * 16, lane);
-          order.next();
-        }
+        if constexpr (Scoring<Tile>::scaled)
+          key_scales.load(call.problem, batch, shared.stage_key[stage.slot], warp_in_group * 16, lane);
         __syncwarp();
         ptx::wgmma_wait_group<0>();
         ptx::pin(accumulator);

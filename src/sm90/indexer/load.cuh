@@ -63,6 +63,7 @@ __device__ void load_keys(const IndexerCall& call, SharedState<Tile>& shared, un
       KeyTileOrder order(item.key_tiles, item.period, item.stride);
       for (int j = 0; j < item.key_tiles; ++j, order.next(), stage.next()) {
         ptx::mbarrier_wait(&shared.keys_empty[stage.slot], stage.round ^ 1);
+        shared.stage_key[stage.slot] = item.key + order.at * Tile::keys;
         ptx::mbarrier_arrive_expect_tx(&shared.keys_full[stage.slot], Tile::key_bytes);
         unsigned char* const to = scratch + Tile::keys_offset + stage.slot * Tile::key_bytes;
 #pragma unroll

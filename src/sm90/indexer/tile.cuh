@@ -51,7 +51,7 @@ struct IndexerTile {
   static constexpr int group_offset = front_bytes / 2;  // a warpgroup's queries and lists never meet the other's
   static constexpr int score_bytes  = 2 * score_slots * slot_floats * 4;
   static constexpr int bin_bytes    = queries * bins * 4;
-  static constexpr int state_bytes  = heads == 64 ? 896 : 1792;
+  static constexpr int state_bytes  = heads == 64 ? (row_bytes < 256 ? 1024 : 896) : 1792;
 
   static constexpr int budget = (largest_scratch(team_warps) - scratch_alignment) / 128 * 128;
   static constexpr int room   = (budget - front_bytes - score_bytes - bin_bytes - state_bytes) / key_bytes;
@@ -160,6 +160,7 @@ struct SharedState {
   RejectedScore           rejected[Tile::queries];
   RowState                rows[Tile::queries];
   WorkItem<Tile::queries> items[2];
+  std::int32_t            stage_key[Tile::stages];  // row of the stage's first key
   std::int32_t            collectors_left;
 };
 
