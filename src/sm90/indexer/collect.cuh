@@ -259,12 +259,14 @@ class Collector {
     };
     const auto  exists  = [&](int row) { return item.row + group_ * rows + row < call_.problem.queries; };
     const float nothing = -__int_as_float(0x7f800000);
-    for (int row = 0; row < rows && exists(row); ++row) {
-      const RowKeys      keys  = keys_of(item, row);
+    for (int r = 0; r < rows && exists(r); ++r) {
+      const RowKeys      keys  = keys_of(item, r);
       const std::int64_t begin = clip(column_of(keys, item.key), 0, call_.score_columns);
       const std::int64_t end   = clip(column_of(keys, item.key) + item.key_tiles * Tile::keys, begin, call_.score_columns);
-      for (std::int64_t column = lane_; column < begin; column += 32) to(row)[column] = nothing;
-      for (std::int64_t column = end + lane_; column < call_.score_columns; column += 32) to(row)[column] = nothing;
+      if (item.split == 0)
+        for (std::int64_t column = lane_; column < begin; column += 32) to(r)[column] = nothing;
+      if (item.split == call_.plan.splits - 1)
+        for (std::int64_t column = end + lane_; column < call_.score_columns; column += 32) to(r)[column] = nothing;
     }
     for_each_tile(item, [&](int, int slot, int first_key, int) {
       if (!exists(row())) return;

@@ -228,11 +228,11 @@ IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t
   const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount, queries = tile_queries(p);
   IndexerPlan        plan{};
   plan.tiles = (p.queries + queries - 1) / queries;
-  // Few tiles: parts of the keys fill the chip; none shorter than 16 key tiles or four times k.
-  const std::int64_t tiles = p.batch * plan.tiles, least = std::max<std::int64_t>(1024, 4 * top_k);
+  // Few tiles: parts of the keys fill the chip; none shorter than a few key tiles, or than four times k, which each part leaves.
+  const std::int64_t tiles = p.batch * plan.tiles, least = std::max<std::int64_t>(256, 4 * top_k);
   std::int64_t       splits = 1;
-  if (top_k > 0 && tiles > 0 && tiles <= processors / 2) splits = std::min(processors / tiles, std::max<std::int64_t>(1, p.keys / least));
-  if (top_k > 0 && key_splits > 0) splits = key_splits;
+  if (tiles > 0 && tiles <= processors / 2) splits = std::min(processors / tiles, std::max<std::int64_t>(1, p.keys / least));
+  if (key_splits > 0) splits = key_splits;
   plan.splits = static_cast<std::int32_t>(splits);
   plan.teams  = static_cast<std::int32_t>(std::min(processors, plan.items(p.batch)));
   // Shuffled keys bring about k (1 + ln(n / k)) candidates, of which the buffer holds those of a few hundred thousand keys; when it is full

@@ -39,7 +39,7 @@ __device__ void describe_item(const IndexerCall& call, std::int64_t number, Work
     item.batch     = static_cast<std::int32_t>(batch);
     item.row       = static_cast<std::int32_t>(row);
     item.split     = static_cast<std::int32_t>(split);
-    item.key       = tiles == 0 ? 0 : begin + first * Tile::keys;
+    item.key       = all == 0 ? 0 : begin + first * Tile::keys;
     item.key_tiles = tiles;
     item.period    = period;
     item.stride    = stride;
