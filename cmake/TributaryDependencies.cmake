@@ -32,6 +32,11 @@ macro(tributary_provide_kokkos)
       # Defaults only; presets and -D win.
       set(Kokkos_ENABLE_SERIAL ON CACHE BOOL "")
       set(Kokkos_ENABLE_DEPRECATED_CODE_4 OFF CACHE BOOL "")
+      if(Kokkos_ENABLE_CUDA)
+        # With CUDA 13 and GCC 12, Kokkos 4.7's new View (on mdspan) captured in a kernel arrives garbled: fills went to wild addresses.
+        set(Kokkos_ENABLE_IMPL_VIEW_LEGACY ON CACHE BOOL "")
+        set(Kokkos_ENABLE_IMPL_MDSPAN OFF CACHE BOOL "")
+      endif()
       tributary_kokkos_source(_tributary_kokkos)
       add_subdirectory("${_tributary_kokkos}" "${CMAKE_BINARY_DIR}/_deps/kokkos" SYSTEM)
       get_directory_property(Kokkos_VERSION DIRECTORY "${_tributary_kokkos}" DEFINITION Kokkos_VERSION)

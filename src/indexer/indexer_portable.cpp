@@ -323,8 +323,8 @@ struct LegalRanges {
 
 // The Hopper level, where the build has it.
 
-/// The fused kernel, for calls that fill the chip with queries.  Where there are few of them, their keys are cut into parts and partial lists
-/// merged.
+/// The fused kernel, for calls that fill the chip with queries.  Where there are few of them, their keys are cut into parts and partial
+/// lists merged.
 template <class Exec>
 struct HopperCall {
   SM90::IndexerPlan plan;
@@ -378,20 +378,22 @@ struct HopperStoredCall {
   }
   void run(const Exec& exec, const IndexerProblem& problem, const TopkOutput& output) const {
     using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>, Kokkos::Experimental::WorkItemProperty::HintLightWeight_t>;
-    Kokkos::parallel_for("Tributary::indexer_topk::legal_ranges", Policy(exec, 0, problem.batch * problem.queries), LegalRanges{problem, range});
+    Kokkos::parallel_for("Tributary::indexer_topk::legal_ranges", Policy(exec, 0, problem.batch * problem.queries),
+                         LegalRanges{problem, range});
     SM90::indexer_score(exec, problem, plan, scores);
     SM90::topk(exec, arguments, TopkOptions{.order = output.order}, output, topk_workspace);
   }
 };
 
-void log_hopper(std::string_view function, const SM90::IndexerPlan& plan) {
+[[maybe_unused]] void log_hopper(std::string_view function, const SM90::IndexerPlan& plan) {
   if (log_enabled())
     log(std::string(function) + ": Hopper level, " + std::to_string(plan.teams) + " teams, " + std::to_string(plan.splits) +
         " parts of the keys");
 }
 
 template <class Exec>
-Level level_of(const Exec& exec, std::string_view function, const IndexerProblem& problem, std::int64_t top_k, const IndexerOptions& options) {
+Level level_of(const Exec& exec, std::string_view function, const IndexerProblem& problem, std::int64_t top_k,
+               const IndexerOptions& options) {
   std::string no_hopper = no_sm90;
   if constexpr (has_sm90<Exec>) no_hopper = SM90::no_indexer(exec, problem, top_k);
   return choose_level(function, options.level, host_memory<Exec>, no_hopper);

@@ -8,8 +8,8 @@ namespace Tributary::Impl::SM90 {
 /// `Threads` a team as warps of 32 vector lanes, `TeamsPerSM` of them resident: this fixes the registers a thread starts with.  The
 /// hint passes the closure as a kernel parameter, whatever its size: constant memory would wait for the launch before.
 template <int Threads, int TeamsPerSM>
-using Policy = Kokkos::TeamPolicy<Kokkos::Cuda, Kokkos::LaunchBounds<Threads, TeamsPerSM>,
-                                  Kokkos::Experimental::WorkItemProperty::HintLightWeight_t>;
+using Policy =
+    Kokkos::TeamPolicy<Kokkos::Cuda, Kokkos::LaunchBounds<Threads, TeamsPerSM>, Kokkos::Experimental::WorkItemProperty::HintLightWeight_t>;
 
 using Member = Kokkos::TeamPolicy<Kokkos::Cuda>::member_type;
 
@@ -20,7 +20,7 @@ constexpr int largest_scratch(int warps) { return 232448 - 16 - 8 * (warps + 2);
 __device__ inline int thread_of_team() { return static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); }
 
 /// The team's scratch, aligned to 1024 bytes as the copy engine's swizzle wants it; the launch asks for so many bytes more.
-constexpr int scratch_alignment = 1024;
+constexpr int                    scratch_alignment = 1024;
 __device__ inline unsigned char* aligned_scratch(const Member& team, int bytes) {
   return static_cast<unsigned char*>(team.team_scratch(0).get_shmem_aligned(static_cast<size_t>(bytes), scratch_alignment));
 }
@@ -30,13 +30,13 @@ __device__ inline unsigned char* aligned_scratch(const Member& team, int bytes) 
 __device__ inline void exit_thread() { asm volatile("exit;"); }
 
 #if KOKKOS_VERSION < 50000
-/// Kokkos 4 limits team scratch to the 48 KiB that need no opting in (kokkos issue 4093).  This opts one kernel in, and while it lives Kokkos
-/// sees the larger limit.
+/// Kokkos 4 limits team scratch to the 48 KiB that need no opting in (kokkos issue 4093).  This opts one kernel in, and while it lives
+/// Kokkos sees the larger limit.
 template <class Functor, class TeamPolicy>
 class LargeScratch {
  public:
   LargeScratch() : properties_(Kokkos::Impl::CudaInternal::m_deviceProp), before_(properties_.sharedMemPerBlock) {
-    using Closure            = Kokkos::Impl::ParallelFor<Functor, TeamPolicy, Kokkos::Cuda>;
+    using Closure             = Kokkos::Impl::ParallelFor<Functor, TeamPolicy, Kokkos::Cuda>;
     const auto         kernel = Kokkos::Impl::CudaParallelLaunch<Closure, typename TeamPolicy::launch_bounds>::get_kernel_func();
     cudaFuncAttributes attributes;
     KOKKOS_IMPL_CUDA_SAFE_CALL(cudaFuncGetAttributes(&attributes, kernel));
@@ -60,6 +60,11 @@ struct LargeScratch {};
 /// \param teams  the league; at least 1
 template <int Threads, int TeamsPerSM, class Functor>
 void launch_teams(const char* label, const Kokkos::Cuda& exec, int teams, int scratch_bytes, const Functor& functor) {
+  if constexpr (TeamsPerSM > 1) {
+    // Kokkos refuses a launch whose scratch does not fit so many times into an SM's 228 KiB, of which CUDA keeps 1 KiB a team.
+    const int a_team = scratch_bytes + scratch_alignment + 16 + 8 * (Threads / 32 + 2) + 1024;
+    if (TeamsPerSM * a_team > 228 * 1024) return launch_teams<Threads, 1>(label, exec, teams, scratch_bytes, functor);
+  }
   using TeamPolicy = Policy<Threads, TeamsPerSM>;
   [[maybe_unused]] const LargeScratch<Functor, TeamPolicy> large_scratch;
   Kokkos::parallel_for(

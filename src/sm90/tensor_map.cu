@@ -32,8 +32,8 @@ CUtensorMap tensor_map(ElementType type, const void* base, const TensorShape<Ran
   const auto         data_type    = bytes                           ? CU_TENSOR_MAP_DATA_TYPE_UINT8
                                     : type == ElementType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                                     : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  cuuint64_t extents[Rank], strides[Rank - 1];
-  cuuint32_t box[Rank], steps[Rank];
+  cuuint64_t         extents[Rank], strides[Rank - 1];
+  cuuint32_t         box[Rank], steps[Rank];
   for (int d = 0; d < Rank; ++d) {
     extents[d] = static_cast<cuuint64_t>(std::max<std::int64_t>(1, shape.extents[static_cast<std::size_t>(d)]));
     box[d]     = static_cast<cuuint32_t>(shape.box[static_cast<std::size_t>(d)]);
@@ -41,8 +41,7 @@ CUtensorMap tensor_map(ElementType type, const void* base, const TensorShape<Ran
   }
   // A dimension of one element may have any stride, also one that the driver would refuse.
   for (int d = 1; d < Rank; ++d)
-    strides[d - 1] =
-        extents[d] == 1 ? 16 : static_cast<cuuint64_t>(shape.strides[static_cast<std::size_t>(d - 1)] * element_size);
+    strides[d - 1] = extents[d] == 1 ? 16 : static_cast<cuuint64_t>(shape.strides[static_cast<std::size_t>(d - 1)] * element_size);
   CUtensorMap    map;
   const CUresult status =
       encode_tiled()(&map, data_type, Rank, const_cast<void*>(base), extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,

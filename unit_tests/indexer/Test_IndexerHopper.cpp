@@ -31,7 +31,7 @@ void shapes_from_the_edges() {
   SCOPED_TRACE(seed_text());
   Random random(1);
   // tiles of 8 or 16 queries and 64 keys; buffers of 4096, 6144 and 10240 candidates
-  const std::vector<std::pair<std::int64_t, std::int64_t>> rows_and_keys = {{1, 1},    {7, 63},   {8, 64},   {9, 65},  {17, 128},
+  const std::vector<std::pair<std::int64_t, std::int64_t>> rows_and_keys = {{1, 1},    {7, 63},   {8, 64},   {9, 65},   {17, 128},
                                                                             {16, 193}, {15, 127}, {33, 700}, {5, 2053}, {1, 5000}};
   for (const auto& [heads, head_dim] : dimensions)
     for (const auto& [queries, keys] : rows_and_keys) {
@@ -117,7 +117,8 @@ TEST_F(IndexerHopper, HostileIndexArraysAreNeverFollowed) {
 
 /// Inputs whose score of key s is digits(value[s]) with one component a digit: exact in every type, FP8 included.
 template <class Element>
-IndexerInputs<Element> inputs_with_scores(const std::vector<std::int32_t>& value, std::int64_t queries, std::int64_t heads, std::int64_t head_dim) {
+IndexerInputs<Element> inputs_with_scores(const std::vector<std::int32_t>& value, std::int64_t queries, std::int64_t heads,
+                                          std::int64_t head_dim) {
   IndexerInputs<Element> in({1, queries, static_cast<std::int64_t>(value.size()), heads, head_dim});
   constexpr float        digit_weight[] = {256.0f, 16.0f, 1.0f, 0.0625f, 0.00390625f};
   for (std::int64_t t = 0; t < queries; ++t) {
@@ -158,7 +159,7 @@ void orders_that_fill_the_buffers(std::int64_t heads, std::int64_t head_dim) {
   SCOPED_TRACE(seed_text());
   Random             random(7);
   const std::int32_t keys = 30000, tiles = (keys + 63) / 64;
-  using Values            = std::vector<std::int32_t>;
+  using Values = std::vector<std::int32_t>;
   Values ascending(keys), descending(keys), equal(keys, 77), sixteen(keys), shuffled(keys), worst(keys);
   for (std::int32_t s = 0; s < keys; ++s) ascending[s] = s, descending[s] = keys - s, sixteen[s] = random.integer<std::int32_t>(0, 15) * 16;
   shuffled = ascending;
@@ -192,7 +193,8 @@ TEST_F(IndexerHopper, NanAndInfinity) {
   for (const auto& [heads, head_dim] : dimensions) {
     auto in = integer_inputs<bfloat16_t>(random, {1, 20, 600, heads, head_dim});
     for (int i = 0; i < 60; ++i)
-      in.key(0, random.integer(0, 599), random.integer(0, head_dim - 1)) = bfloat16_t(random.any_of(std::vector<float>{nan, infinity, -infinity}));
+      in.key(0, random.integer(0, 599), random.integer(0, head_dim - 1)) =
+          bfloat16_t(random.any_of(std::vector<float>{nan, infinity, -infinity}));
     for (int i = 0; i < 6; ++i)
       in.query(0, random.integer(0, 19), random.integer(0, heads - 1), random.integer(0, head_dim - 1)) =
           bfloat16_t(random.any_of(std::vector<float>{nan, infinity, -infinity}));
@@ -200,7 +202,8 @@ TEST_F(IndexerHopper, NanAndInfinity) {
     in.weights(0, 4, 1) = infinity;
     // a NaN's bits are its own: top-k alone is compared
     const auto expected = expected_scores(in, {}, 600);
-    for (const std::int64_t k : {40, 600}) EXPECT_TRUE(same_rows(IndexerCall<bfloat16_t>(level, in).topk(k), expected_indexer_topk(expected, {}, 600, k)));
+    for (const std::int64_t k : {40, 600})
+      EXPECT_TRUE(same_rows(IndexerCall<bfloat16_t>(level, in).topk(k), expected_indexer_topk(expected, {}, 600, k)));
   }
   auto       in   = integer_inputs<float8_e4m3_t>(random, {1, 9, 5000, 64, 128});
   const auto some = [&] { return random.integer(0, 4999); };
@@ -218,8 +221,8 @@ TEST_F(IndexerHopper, ScoresAreCloseToTheFormula) {
     }
 }
 
-/// FP8 products are added up in fewer bits than float's: by PTX's wgmma at least 14 of the mantissa; measured here and bounded by 2^-10 of the
-/// greatest sum of magnitudes.
+/// FP8 products are added up in fewer bits than float's: by PTX's wgmma at least 14 of the mantissa; measured here and bounded by 2^-10 of
+/// the greatest sum of magnitudes.
 TEST_F(IndexerHopper, Float8ScoresAreCloseToTheFormula) {
   SCOPED_TRACE(seed_text());
   Random random(9);
@@ -243,11 +246,11 @@ TEST_F(IndexerHopper, Float8ScoresAreCloseToTheFormula) {
 
 TEST_F(IndexerHopper, NeitherSplitsNorBatchesChangeABit) {
   SCOPED_TRACE(seed_text());
-  Random      random(10);
-  const auto  in   = normal_inputs<bfloat16_t>(random, {2, 37, 3000, 64, 128});
-  const Mask  mask = {.ratio = 1, .query_offset = 2900};
-  const Rows  rows = IndexerCall<bfloat16_t>(level, in, mask, {.key_splits = 1}).topk(200);
-  const auto  scores = IndexerCall<bfloat16_t>(level, in, mask).score(3000);
+  Random     random(10);
+  const auto in     = normal_inputs<bfloat16_t>(random, {2, 37, 3000, 64, 128});
+  const Mask mask   = {.ratio = 1, .query_offset = 2900};
+  const Rows rows   = IndexerCall<bfloat16_t>(level, in, mask, {.key_splits = 1}).topk(200);
+  const auto scores = IndexerCall<bfloat16_t>(level, in, mask).score(3000);
   EXPECT_TRUE(same_rows(rows, expected_indexer_topk(scores, mask, 3000, 200)));
   for (const std::int64_t splits : {0, 2, 7, 40})
     EXPECT_TRUE(same_rows(IndexerCall<bfloat16_t>(level, in, mask, {.key_splits = splits}).topk(200), rows)) << splits << " splits";
@@ -289,9 +292,9 @@ TEST_F(IndexerHopper, StridedViews) {
   Kokkos::deep_copy(all_indices, -9);
   const auto chosen  = Kokkos::pair(4, 54);
   const auto indices = Kokkos::subview(all_indices, Kokkos::ALL, rows, chosen);
-  Tributary::indexer_topk(Space{}, Kokkos::subview(call.query, Kokkos::ALL, rows, heads, dims), Kokkos::subview(call.key, Kokkos::ALL, keys, dims),
-                          Kokkos::subview(call.weights, Kokkos::ALL, rows, heads), indices, Kokkos::subview(all_scores, Kokkos::ALL, rows, chosen),
-                          call.options);
+  Tributary::indexer_topk(Space{}, Kokkos::subview(call.query, Kokkos::ALL, rows, heads, dims),
+                          Kokkos::subview(call.key, Kokkos::ALL, keys, dims), Kokkos::subview(call.weights, Kokkos::ALL, rows, heads),
+                          indices, Kokkos::subview(all_scores, Kokkos::ALL, rows, chosen), call.options);
   const auto got      = from_space<3>(all_indices);
   const auto expected = expected_indexer_topk(expected_scores(in, {}, 140), {}, 140, 50);
   for (std::int64_t b = 0; b < 2; ++b)
@@ -308,7 +311,8 @@ TEST_F(IndexerHopper, WhatItCannotTakeIsRefusedAndLeftToThePortableLevel) {
     using Element = typename std::remove_cvref_t<decltype(in.key.values)>::value_type;
     expect_refusal([&] { IndexerCall<Element>(level, in).topk(top_k); }, {"indexer_topk", "no Hopper level", why});
     const auto [batch, queries, keys, heads, head_dim] = in.shape();
-    EXPECT_TRUE(same_rows(IndexerCall<Element>(Level::automatic, in).topk(top_k), expected_indexer_topk(expected_scores(in, {}, keys), {}, keys, top_k)));
+    EXPECT_TRUE(same_rows(IndexerCall<Element>(Level::automatic, in).topk(top_k),
+                          expected_indexer_topk(expected_scores(in, {}, keys), {}, keys, top_k)));
   };
   refused(integer_inputs<bfloat16_t>(random, {1, 3, 50, 16, 64}), 5, "16");
   refused(integer_inputs<bfloat16_t>(random, {1, 3, 50, 64, 96}), 5, "96");
@@ -323,32 +327,34 @@ TEST_F(IndexerHopper, WhatItCannotTakeIsRefusedAndLeftToThePortableLevel) {
       return Kokkos::subview(view, Kokkos::ALL, Kokkos::ALL, Kokkos::pair(1, 129));
   };
   const View<std::int32_t, 3> indices("indices", 1, 3, 5);
-  expect_refusal([&] { Tributary::indexer_topk(Space{}, part(call.query), part(call.key), call.weights, indices, std::nullopt, call.options); },
-                 {"indexer_topk", "no Hopper level", "16 bytes"});
+  expect_refusal(
+      [&] { Tributary::indexer_topk(Space{}, part(call.query), part(call.key), call.weights, indices, std::nullopt, call.options); },
+      {"indexer_topk", "no Hopper level", "16 bytes"});
 }
 
 TEST_F(IndexerHopper, WithAWorkspaceOnlyTheCallersInstanceIsUsed) {
-  const Space                   exec = another_instance();
-  Random                        random(13);
-  const auto                    in = integer_inputs<bfloat16_t>(random, {1, 50, 4000, 64, 128});
-  const View<std::int32_t, 3>   indices("indices", 1, 50, 64);
-  const View<float, 3>          scores("scores", 1, 50, 4000);
+  const Space                 exec = another_instance();
+  Random                      random(13);
+  const auto                  in = integer_inputs<bfloat16_t>(random, {1, 50, 4000, 64, 128});
+  const View<std::int32_t, 3> indices("indices", 1, 50, 64);
+  const View<float, 3>        scores("scores", 1, 50, 4000);
   for (const std::int64_t splits : {1, 3}) {
     const IndexerCall<bfloat16_t> call(level, in, {.ratio = 1, .query_offset = 3000}, {.key_splits = splits});
     const View<std::byte, 1>      workspace(
-        "workspace", Tributary::indexer_topk_workspace_size(exec, call.query, call.key, call.weights, indices, std::nullopt, call.options));
+             "workspace", Tributary::indexer_topk_workspace_size(exec, call.query, call.key, call.weights, indices, std::nullopt, call.options));
     expect_stays_on_instance(
         exec, [&] { Tributary::indexer_topk(exec, call.query, call.key, call.weights, indices, std::nullopt, call.options, workspace); });
-    expect_stays_on_instance(exec, [&] { Tributary::indexer_score(exec, call.query, call.key, call.weights, scores, call.options, workspace); });
+    expect_stays_on_instance(exec,
+                             [&] { Tributary::indexer_score(exec, call.query, call.key, call.weights, scores, call.options, workspace); });
   }
 }
 
 TEST_F(IndexerHopper, TheWorkspaceDependsNeitherOnQueriesNorOnKeys) {
   // extents alone matter: Views of no memory
   const auto bytes = [](std::int64_t queries, std::int64_t keys, std::int64_t top_k) {
-    const Kokkos::View<bfloat16_t***, Kokkos::LayoutRight, Memory, Kokkos::MemoryUnmanaged> query(nullptr, queries, 64, 128);
-    const Kokkos::View<bfloat16_t**, Kokkos::LayoutRight, Memory, Kokkos::MemoryUnmanaged>  key(nullptr, keys, 128);
-    const Kokkos::View<float**, Kokkos::LayoutRight, Memory, Kokkos::MemoryUnmanaged>       weights(nullptr, queries, 64);
+    const Kokkos::View<bfloat16_t***, Kokkos::LayoutRight, Memory, Kokkos::MemoryUnmanaged>  query(nullptr, queries, 64, 128);
+    const Kokkos::View<bfloat16_t**, Kokkos::LayoutRight, Memory, Kokkos::MemoryUnmanaged>   key(nullptr, keys, 128);
+    const Kokkos::View<float**, Kokkos::LayoutRight, Memory, Kokkos::MemoryUnmanaged>        weights(nullptr, queries, 64);
     const Kokkos::View<std::int32_t**, Kokkos::LayoutRight, Memory, Kokkos::MemoryUnmanaged> indices(nullptr, queries, top_k);
     return Tributary::indexer_topk_workspace_size(Space{}, query, key, weights, indices, std::nullopt, {.level = level});
   };
@@ -361,11 +367,12 @@ TEST_F(IndexerHopper, ACapturedCallReadsTheInputsOfItsReplay) {
   Random                        random(14);
   const IndexerShape            shape{1, 40, 3000, 64, 128};
   const Space                   exec = another_instance();
-  const IndexerCall<bfloat16_t> call(level, integer_inputs<bfloat16_t>(random, shape), {.ratio = 1, .query_offset = 2000}, {.key_splits = 2});
+  const IndexerCall<bfloat16_t> call(level, integer_inputs<bfloat16_t>(random, shape), {.ratio = 1, .query_offset = 2000},
+                                     {.key_splits = 2});
   const View<std::int32_t, 3>   indices("indices", 1, 40, 100);
   const View<float, 3>          scores("scores", 1, 40, 100);
   const View<std::byte, 1>      workspace(
-      "workspace", Tributary::indexer_topk_workspace_size(exec, call.query, call.key, call.weights, indices, scores, call.options));
+           "workspace", Tributary::indexer_topk_workspace_size(exec, call.query, call.key, call.weights, indices, scores, call.options));
   const auto run = [&] { Tributary::indexer_topk(exec, call.query, call.key, call.weights, indices, scores, call.options, workspace); };
   run();
   exec.fence();

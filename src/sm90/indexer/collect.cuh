@@ -1,6 +1,6 @@
 #pragma once
-#include "sm90/indexer/parameters.cuh"
 #include "sm90/indexer/load.cuh"
+#include "sm90/indexer/parameters.cuh"
 #include "sm90/indexer/select.cuh"
 #include "sm90/indexer/tile.cuh"
 #include "sm90/ptx/mbarrier.cuh"
@@ -77,7 +77,8 @@ class Collector {
   __device__ OwnKeys scores(int slot) const {
     OwnKeys scores;
 #pragma unroll
-    for (int i = 0; i < own_keys; i += 4) *reinterpret_cast<float4*>(scores.of + i) = *reinterpret_cast<const float4*>(row_scores(slot) + own_key(i));
+    for (int i = 0; i < own_keys; i += 4)
+      *reinterpret_cast<float4*>(scores.of + i) = *reinterpret_cast<const float4*>(row_scores(slot) + own_key(i));
     return scores;
   }
   __device__ const RowKeys& keys_of(const Item& item, int row) const { return item.rows[group_ * rows + row]; }
@@ -177,8 +178,8 @@ class Collector {
     return span > 0.0f && scale > 0.0f && scale < 3.0e38f ? ScoreBins{least, scale} : ScoreBins{0.0f, 0.0f};
   }
 
-  /// A lane's keys that are not surely beaten, one after the other: a few rounds of a short loop, since few are left of a tile.  (All keys in
-  /// straight-line code is three times the instructions, and a single warp is fed little faster than it executes them.)
+  /// A lane's keys that are not surely beaten, one after the other: a few rounds of a short loop, since few are left of a tile.  (All keys
+  /// in straight-line code is three times the instructions, and a single warp is fed little faster than it executes them.)
   __device__ void append(int slot, int first_key, OwnRow& own) {
     const float   below = reinterpret_cast<const volatile RejectedScore&>(rejected(row())).score;
     std::uint32_t left  = 0;
@@ -290,8 +291,8 @@ class Collector {
   RingPosition<Tile::score_slots> at_;
 };
 
-/// The warp that raises thresholds: the highest bin edge that k counted entries reach.  A score in a lower bin loses against k others whatever
-/// its index, since bins never fall as scores rise; that a threshold comes late only admits too much.
+/// The warp that raises thresholds: the highest bin edge that k counted entries reach.  A score in a lower bin loses against k others
+/// whatever its index, since bins never fall as scores rise; that a threshold comes late only admits too much.
 template <class Tile>
 __device__ void raise_thresholds(const IndexerCall& call, SharedState<Tile>& shared, const unsigned char* scratch, int lane) {
   const int k = static_cast<int>(call.output.top_k);

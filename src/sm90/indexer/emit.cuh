@@ -55,14 +55,14 @@ template <class Tile>
 __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& state, Entry* buffer, std::uint32_t* bins, SortRoom& room,
                          int lane) {
   constexpr int in_flight = 16, rarely = 4;  // loads on their way
-  int           count     = state.count;
-  const int     wanted    = min(out.length, count);
-  const auto    put       = [&](int position, Entry entry) { out.put(position, entry); };
+  int           count  = state.count;
+  const int     wanted = min(out.length, count);
+  const auto    put    = [&](int position, Entry entry) { out.put(position, entry); };
   for (int i = wanted + lane; i < out.length; i += 32) out.pad(i);
   if (wanted == 0) return;
 
   if (!by_index && state.window.scale > 0.0f) {
-    const ScoreBins of = state.window;
+    const ScoreBins of       = state.window;
     const auto      edge_of  = [&](int bin) { return sortable(of.edge(bin)); };  // none: 0, which only NaN has
     const auto      value_of = [](std::uint32_t image) { return score_of(static_cast<Entry>(image) << 32); };
     if (emit_sorted<in_flight>(
@@ -91,8 +91,7 @@ __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& st
     __syncwarp();
     const auto edge_of  = [&](int bin) { return least + (static_cast<std::uint32_t>(bin) << shift) - 1; };
     const auto value_of = [&](std::uint32_t inverted) { return static_cast<float>(inverted - least); };
-    if (emit_sorted<rarely>(buffer, count, count, bins, room, lane, edge_of, value_of, swap_halves, put))
-      return;
+    if (emit_sorted<rarely>(buffer, count, count, bins, room, lane, edge_of, value_of, swap_halves, put)) return;
   }
   Entry* const list = reinterpret_cast<Entry*>(&room);
   int          size = 32;

@@ -11,23 +11,26 @@
 
 // Scores of tiles of queries against a stream of key tiles, and the k best keys of every query.
 //
-// One team an SM draws work items.  A warp loads keys; two warpgroups take turns at the tensor cores, each with its own queries and a register
-// file full of products, which it reduces while the other multiplies; two warps collect the scores that are not below their row's threshold,
-// one raises the thresholds.  At the end of an item the math warps sort what was collected.  The warps hand over to each other by mbarriers.
+// One team an SM draws work items.  A warp loads keys; two warpgroups take turns at the tensor cores, each with its own queries and a
+// register file full of products, which it reduces while the other multiplies; two warps collect the scores that are not below their row's
+// threshold, one raises the thresholds.  At the end of an item the math warps sort what was collected.  The warps hand over to each other
+// by mbarriers.
 
 namespace Tributary::Impl::SM90 {
 namespace {
 
 template <class Tile>
-__device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int warp, int lane) {
-  const int                       group = warp / 4, warp_in_group = warp % 4;
-  const std::uint64_t             keys_descriptor    = ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + Tile::keys_offset));
-  const std::uint64_t             queries_descriptor = ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + group * Tile::group_offset));
-  float* const                    scores = reinterpret_cast<float*>(scratch + Tile::scores_offset) + group * Tile::score_slots * Tile::slot_floats;
+__device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int warp,
+                                  int lane) {
+  const int           group = warp / 4, warp_in_group = warp % 4;
+  const std::uint64_t keys_descriptor = ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + Tile::keys_offset));
+  const std::uint64_t queries_descriptor =
+      ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + group * Tile::group_offset));
+  float* const scores = reinterpret_cast<float*>(scratch + Tile::scores_offset) + group * Tile::score_slots * Tile::slot_floats;
   RingPosition<Tile::stages>      stage;
   RingPosition<Tile::score_slots> score_at;
-  std::uint32_t                   round     = 0;
-  const int                       my_turn   = 1 + group, other_turn = 2 - group;  // named barriers: whose turn it is to multiply
+  std::uint32_t                   round   = 0;
+  const int                       my_turn = 1 + group, other_turn = 2 - group;  // named barriers: whose turn it is to multiply
   if (group == 1) ptx::bar_arrive(other_turn, 256);
   for (RingPosition<2> item_at;; item_at.next(), round ^= 1) {
     ptx::mbarrier_wait(&shared.item_full[item_at.slot], item_at.round);
@@ -39,7 +42,7 @@ __device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& sh
       scoring.load_weights(call.problem, batch, first_row, lane);
       float                             accumulator[128], sum[2][Tile::group_queries];
       typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
-      const auto publish = [&] {
+      const auto                        publish = [&] {
         ptx::mbarrier_wait(&shared.scores_empty[group][score_at.slot], score_at.round ^ 1);
         Scoring<Tile>::store(sum, key_scales, scores + score_at.slot * Tile::slot_floats, warp_in_group * 16, lane);
         __syncwarp();
@@ -54,8 +57,7 @@ __device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& sh
         Scoring<Tile>::multiply(accumulator, keys_descriptor + stage.slot * (Tile::key_bytes / 16), queries_descriptor);
         ptx::bar_arrive(other_turn, 256);
         if (j > 0) publish();  // the tile before, while this one is multiplied
-        if constexpr (Scoring<Tile>::scaled)
-          key_scales.load(call.problem, batch, shared.stage_key[stage.slot], warp_in_group * 16, lane);
+        if constexpr (Scoring<Tile>::scaled) key_scales.load(call.problem, batch, shared.stage_key[stage.slot], warp_in_group * 16, lane);
         __syncwarp();
         ptx::wgmma_wait_group<0>();
         ptx::pin(accumulator);
@@ -157,15 +159,16 @@ struct PrepareFunctor {
 
 template <class Tile>
 void run(const char* label, const Kokkos::Cuda& exec, const IndexerCall& call) {
-  const IndexerProblem& p = call.problem;
+  const IndexerProblem& p     = call.problem;
   constexpr int         panel = Tile::head_dim / Tile::panels;
   const TensorMaps      maps{
-      .query = tensor_map<4>(p.type, p.query,
+           .query = tensor_map<4>(p.type, p.query,
                              {.extents = {p.head_dim, p.heads, p.queries, p.batch},
-                              .strides = {p.query_strides[2], p.query_strides[1], p.query_strides[0]},
-                              .box     = {panel, Tile::heads, Tile::group_queries, 1}}),
-      .key   = tensor_map<3>(p.type, p.keys > 0 ? p.key : p.query,
-                             {.extents = {p.head_dim, p.keys, p.batch}, .strides = {p.key_strides[1], p.key_strides[0]}, .box = {panel, Tile::keys, 1}})};
+                                   .strides = {p.query_strides[2], p.query_strides[1], p.query_strides[0]},
+                                   .box     = {panel, Tile::heads, Tile::group_queries, 1}}),
+           .key   = tensor_map<3>(
+          p.type, p.keys > 0 ? p.key : p.query,
+          {.extents = {p.head_dim, p.keys, p.batch}, .strides = {p.key_strides[1], p.key_strides[0]}, .box = {panel, Tile::keys, 1}})};
   using One = Kokkos::RangePolicy<Kokkos::Cuda, Kokkos::Experimental::WorkItemProperty::HintLightWeight_t>;
   Kokkos::parallel_for("Tributary::indexer::hopper::prepare", One(exec, 0, 1),
                        PrepareFunctor{maps, static_cast<TensorMaps*>(call.plan.maps), call.plan.next_item});
@@ -215,7 +218,8 @@ std::string no_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t t
   if (p.head_dim != 64 && p.head_dim != 128) return "it takes a head dimension of 64 or 128, not " + std::to_string(p.head_dim);
   if (top_k > 2048) return "k is " + std::to_string(top_k) + ", more than 2048";
   if (p.queries > 0x7fffff00 || p.batch > 0x7fffffff) return "there are more than 2^31 queries";
-  if (!multiple_of_16_bytes(p.query, {{p.heads, p.query_strides[2]}, {p.queries, p.query_strides[1]}, {p.batch, p.query_strides[0]}}, element_size))
+  if (!multiple_of_16_bytes(p.query, {{p.heads, p.query_strides[2]}, {p.queries, p.query_strides[1]}, {p.batch, p.query_strides[0]}},
+                            element_size))
     return "query's base or strides are no multiples of 16 bytes";
   if (!multiple_of_16_bytes(p.key, {{p.keys, p.key_strides[1]}, {p.batch, p.key_strides[0]}}, element_size))
     return "key's base or strides are no multiples of 16 bytes";
@@ -223,8 +227,7 @@ std::string no_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t t
 }
 
 template <class Exec>
-IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t top_k, std::int64_t key_splits,
-                         WorkspaceLayout& layout) {
+IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t top_k, std::int64_t key_splits, WorkspaceLayout& layout) {
   const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount, queries = tile_queries(p);
   IndexerPlan        plan{};
   plan.tiles = (p.queries + queries - 1) / queries;
@@ -245,10 +248,17 @@ IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t
 }
 
 template <class Exec>
-void indexer_topk(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const TopkOutput& output,
-                  Entry* partials, std::int64_t keep) {
+void indexer_topk(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const TopkOutput& output, Entry* partials,
+                  std::int64_t keep) {
   run_any("Tributary::indexer_topk::hopper", exec,
-          {.problem = problem, .plan = plan, .output = output, .partials = partials, .keep = keep, .scores = nullptr, .score_strides = {}, .score_columns = 0});
+          {.problem       = problem,
+           .plan          = plan,
+           .output        = output,
+           .partials      = partials,
+           .keep          = keep,
+           .scores        = nullptr,
+           .score_strides = {},
+           .score_columns = 0});
 }
 
 template <class Exec>

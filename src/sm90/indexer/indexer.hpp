@@ -35,8 +35,8 @@ IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& problem, std::i
 
 /// With more than one split each leaves `keep` entries a row in partials, [batch][queries][splits][keep], padded with no_entry.
 template <class Exec>
-void indexer_topk(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const TopkOutput& output,
-                  Entry* partials, std::int64_t keep);
+void indexer_topk(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const TopkOutput& output, Entry* partials,
+                  std::int64_t keep);
 
 template <class Exec>
 void indexer_score(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const Tensor<float, 3>& scores);

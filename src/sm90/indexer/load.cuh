@@ -30,9 +30,10 @@ __device__ void describe_item(const IndexerCall& call, std::int64_t number, Work
   const bool         some  = keys.begin < keys.end;
   const std::int32_t begin = __reduce_min_sync(0xffffffffu, some ? keys.begin : 0x7fffffff);
   const std::int32_t end   = __reduce_max_sync(0xffffffffu, some ? keys.end : 0);
-  const std::int32_t all   = begin < end ? static_cast<std::int32_t>((static_cast<std::int64_t>(end) - begin + Tile::keys - 1) / Tile::keys) : 0;
-  const auto first = static_cast<std::int32_t>(all * split / call.plan.splits);
-  const auto tiles = static_cast<std::int32_t>(all * (split + 1) / call.plan.splits) - first;
+  const std::int32_t all =
+      begin < end ? static_cast<std::int32_t>((static_cast<std::int64_t>(end) - begin + Tile::keys - 1) / Tile::keys) : 0;
+  const auto first  = static_cast<std::int32_t>(all * split / call.plan.splits);
+  const auto tiles  = static_cast<std::int32_t>(all * (split + 1) / call.plan.splits) - first;
   const auto period = KeyTileOrder::period_of(tiles);
   const auto stride = tiles == 0 ? 1 : KeyTileOrder::stride_of(period, lane);
   if (lane == 0) {
@@ -82,14 +83,14 @@ __device__ void load_keys(const IndexerCall& call, SharedState<Tile>& shared, un
 
 /// The queries of a warpgroup, once nobody needs the ones before; one thread.
 template <class Tile>
-__device__ void load_queries(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, const WorkItem<Tile::queries>& item,
-                             int group) {
+__device__ void load_queries(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch,
+                             const WorkItem<Tile::queries>& item, int group) {
   ptx::mbarrier_arrive_expect_tx(&shared.queries_full[group], Tile::query_bytes);
 #pragma unroll
   for (int panel = 0; panel < Tile::panels; ++panel)
     ptx::cp_async_bulk_tensor(scratch + group * Tile::group_offset + panel * Tile::columns * Tile::panel_bytes, &call.maps()->query,
-                              &shared.queries_full[group], panel * Tile::head_dim / Tile::panels, 0,
-                              item.row + group * Tile::group_queries, item.batch);
+                              &shared.queries_full[group], panel * Tile::head_dim / Tile::panels, 0, item.row + group * Tile::group_queries,
+                              item.batch);
 }
 
 }  // namespace Tributary::Impl::SM90

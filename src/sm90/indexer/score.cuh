@@ -14,10 +14,10 @@ namespace Tributary::Impl::SM90 {
 
 template <class Tile>
 struct Scoring {
-  using Element                    = typename Tile::Element;
-  static constexpr int queries     = Tile::group_queries;
-  static constexpr int head_blocks = Tile::heads / 8;  // of 8 columns
-  static constexpr bool scaled     = sizeof(Element) == 1;
+  using Element                     = typename Tile::Element;
+  static constexpr int  queries     = Tile::group_queries;
+  static constexpr int  head_blocks = Tile::heads / 8;  // of 8 columns
+  static constexpr bool scaled      = sizeof(Element) == 1;
 
   /// relu(NaN) = NaN.
   __device__ static float relu(float x) {
@@ -35,10 +35,9 @@ struct Scoring {
   __device__ void load_weights(const IndexerProblem& problem, std::int64_t batch, std::int64_t row, int lane) {
 #pragma unroll
     for (int q = 0; q < queries; ++q) {
-      const bool         real = row + q < problem.queries;
-      const float* const from = problem.weights + batch * problem.weight_strides[0] + (row + q) * problem.weight_strides[1];
-      const float* const scale =
-          problem.query_scale + batch * problem.query_scale_strides[0] + (row + q) * problem.query_scale_strides[1];
+      const bool         real  = row + q < problem.queries;
+      const float* const from  = problem.weights + batch * problem.weight_strides[0] + (row + q) * problem.weight_strides[1];
+      const float* const scale = problem.query_scale + batch * problem.query_scale_strides[0] + (row + q) * problem.query_scale_strides[1];
 #pragma unroll
       for (int n = 0; n < head_blocks; ++n)
 #pragma unroll
@@ -109,8 +108,8 @@ struct Scoring {
     for (int q = 0; q < queries; q += 4)
 #pragma unroll
       for (int key = 0; key < 2; ++key) {
-        const float (&s)[queries] = sum[key];
-        float score = trade(bit1, trade(bit0, s[q], s[q + 1], 1), trade(bit0, s[q + 2], s[q + 3], 1), 2);
+        const float(&s)[queries] = sum[key];
+        float score              = trade(bit1, trade(bit0, s[q], s[q + 1], 1), trade(bit0, s[q + 2], s[q + 3], 1), 2);
         if constexpr (scaled) score *= scales.of[key];
         scores[(q + (lane & 3)) * Tile::score_stride + warp_key + key * 8 + (lane >> 2)] = score;
       }

@@ -31,7 +31,7 @@ __device__ void for_each_batch(const Entry* entries, int count, int lane, const 
 /// Calls use(entry, is there one) for each, 32 neighbours at a time.
 template <int InFlight, class Use>
 __device__ void for_each_entry(const Entry* entries, int count, int lane, const Use& use) {
-  for_each_batch<InFlight>(entries, count, lane, [&](const Entry (&entry)[InFlight], const bool (&real)[InFlight]) {
+  for_each_batch<InFlight>(entries, count, lane, [&](const Entry(&entry)[InFlight], const bool(&real)[InFlight]) {
 #pragma unroll
     for (int u = 0; u < InFlight; ++u) use(entry[u], real[u]);
   });
@@ -51,9 +51,12 @@ struct BinCounts {
   int count[8], before;  // before: in all higher bins
 
   __device__ BinCounts(const std::uint32_t* bins, int lane) {
-    const uint4 high = reinterpret_cast<const uint4*>(bins)[2 * (31 - lane) + 1], low = reinterpret_cast<const uint4*>(bins)[2 * (31 - lane)];
-    count[0] = static_cast<int>(high.w), count[1] = static_cast<int>(high.z), count[2] = static_cast<int>(high.y), count[3] = static_cast<int>(high.x);
-    count[4] = static_cast<int>(low.w), count[5] = static_cast<int>(low.z), count[6] = static_cast<int>(low.y), count[7] = static_cast<int>(low.x);
+    const uint4 high = reinterpret_cast<const uint4*>(bins)[2 * (31 - lane) + 1],
+                low  = reinterpret_cast<const uint4*>(bins)[2 * (31 - lane)];
+    count[0] = static_cast<int>(high.w), count[1] = static_cast<int>(high.z), count[2] = static_cast<int>(high.y),
+    count[3] = static_cast<int>(high.x);
+    count[4] = static_cast<int>(low.w), count[5] = static_cast<int>(low.z), count[6] = static_cast<int>(low.y),
+    count[7] = static_cast<int>(low.x);
     int mine = 0;
 #pragma unroll
     for (const int c : count) mine += c;
@@ -93,8 +96,8 @@ __device__ inline void clear_bins(std::uint32_t* bins, int lane) {
   __syncwarp();
 }
 
-/// The k-th largest of distinct entries, 1 <= k <= count: bins over the span of the entries, then over the bin that holds it, and so on.  Uses
-/// the bins, which hold nothing afterwards.
+/// The k-th largest of distinct entries, 1 <= k <= count: bins over the span of the entries, then over the bin that holds it, and so on.
+/// Uses the bins, which hold nothing afterwards.
 template <int InFlight>
 __device__ Entry kth_entry(const Entry* entries, int count, int k, std::uint32_t* bins, int lane) {
   Entry low = ~Entry{0}, high = 0;
@@ -171,14 +174,15 @@ struct SortRoom {
 };
 static_assert(sizeof(SortRoom) == 16384);
 
-/// Calls emit(position, entry) for the entries room.found[0] ... [count - 1], the greatest key first, at positions from 0.  `value_of` never
-/// falls as the key rises and lies in [least, greatest].  False, before anything is emitted, if its values crowd so that this would be slow.
+/// Calls emit(position, entry) for the entries room.found[0] ... [count - 1], the greatest key first, at positions from 0.  `value_of`
+/// never falls as the key rises and lies in [least, greatest].  False, before anything is emitted, if its values crowd so that this would
+/// be slow.
 template <class ValueOf, class KeyOf, class Emit>
 __device__ bool emit_found(SortRoom& room, int count, float least, float greatest, int lane, const ValueOf& value_of, const KeyOf& key_of,
                            const Emit& emit) {
   constexpr int together = 4, crowd = 48;  // entries of a lane side by side: their chains of dependent instructions overlap
-  const float   scale    = static_cast<float>(SortRoom::bins - 1) / (greatest - least);
-  const auto    bin_of   = [&](Entry entry) {
+  const float   scale  = static_cast<float>(SortRoom::bins - 1) / (greatest - least);
+  const auto    bin_of = [&](Entry entry) {
     const int bin = __float2int_rz(__fmul_rn(__fsub_rn(value_of(entry), least), scale));  // NaN goes to bin 0
     return max(0, min(bin, SortRoom::bins - 2));
   };
@@ -256,9 +260,9 @@ __device__ bool emit_found(SortRoom& room, int count, float least, float greates
   return true;
 }
 
-/// Calls emit(position, entry) for the `wanted` first of all entries, the greatest key first.  `coarse` holds the number of entries in each of
-/// 256 bins that never fall as the key rises; edge_of(bin) is a 32-bit image that no entry of this bin or a higher one has less than or equal
-/// to in its key's high half, and few of lower bins exceed.  False if entries crowd in a bin; some may have been emitted.
+/// Calls emit(position, entry) for the `wanted` first of all entries, the greatest key first.  `coarse` holds the number of entries in each
+/// of 256 bins that never fall as the key rises; edge_of(bin) is a 32-bit image that no entry of this bin or a higher one has less than or
+/// equal to in its key's high half, and few of lower bins exceed.  False if entries crowd in a bin; some may have been emitted.
 template <int InFlight, class EdgeOf, class ValueOf, class KeyOf, class Emit>
 __device__ bool emit_sorted(const Entry* entries, int count, int wanted, const std::uint32_t* coarse, SortRoom& room, int lane,
                             const EdgeOf& edge_of, const ValueOf& value_of, const KeyOf& key_of, const Emit& emit) {
@@ -285,7 +289,7 @@ __device__ bool emit_sorted(const Entry* entries, int count, int wanted, const s
     const std::uint32_t lower    = edge_of(bottom);
     int                 found    = 0;
     std::uint32_t       greatest = 0, least = 0xffffffffu;
-    for_each_batch<InFlight>(entries, count, lane, [&](const Entry (&entry)[InFlight], const bool (&real)[InFlight]) {
+    for_each_batch<InFlight>(entries, count, lane, [&](const Entry(&entry)[InFlight], const bool(&real)[InFlight]) {
       unsigned mask[InFlight];
 #pragma unroll
       for (int u = 0; u < InFlight; ++u) {
@@ -306,10 +310,12 @@ __device__ bool emit_sorted(const Entry* entries, int count, int wanted, const s
     __syncwarp();
     greatest = __reduce_max_sync(0xffffffffu, greatest);
     least    = __reduce_min_sync(0xffffffffu, least);
-    if (!emit_found(room, found, value_of(least), value_of(greatest), lane, [&](Entry entry) { return value_of(static_cast<std::uint32_t>(key_of(entry) >> 32)); },
-                    key_of, [&](int position, Entry entry) {
-                      if (done + position < wanted) emit(done + position, entry);
-                    }))
+    if (!emit_found(
+            room, found, value_of(least), value_of(greatest), lane,
+            [&](Entry entry) { return value_of(static_cast<std::uint32_t>(key_of(entry) >> 32)); }, key_of,
+            [&](int position, Entry entry) {
+              if (done + position < wanted) emit(done + position, entry);
+            }))
       return false;
     done += found;
     top   = bottom;

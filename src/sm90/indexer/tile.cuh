@@ -58,11 +58,11 @@ struct IndexerTile {
   static constexpr int stages = room < 10 ? room : 10;  // key tiles in flight
   static_assert(stages >= 4);
 
-  static constexpr int keys_offset    = front_bytes;
-  static constexpr int scores_offset  = keys_offset + stages * key_bytes;
-  static constexpr int bins_offset    = scores_offset + score_bytes;
-  static constexpr int state_offset   = bins_offset + bin_bytes;
-  static constexpr int scratch_bytes  = state_offset + state_bytes;
+  static constexpr int keys_offset   = front_bytes;
+  static constexpr int scores_offset = keys_offset + stages * key_bytes;
+  static constexpr int bins_offset   = scores_offset + score_bytes;
+  static constexpr int state_offset  = bins_offset + bin_bytes;
+  static constexpr int scratch_bytes = state_offset + state_bytes;
   static_assert(scratch_bytes <= budget);
 };
 
@@ -77,9 +77,9 @@ struct WorkItem {
   std::int32_t batch;  // -1: there is no more work
   std::int32_t row;    // of the first query
   std::int32_t split;
-  std::int32_t key;               // row of the first key tile
+  std::int32_t key;  // row of the first key tile
   std::int32_t key_tiles;
-  std::int32_t period, stride;    // the order of the key tiles
+  std::int32_t period, stride;  // the order of the key tiles
   RowKeys      rows[Queries];
 };
 
@@ -117,8 +117,8 @@ struct KeyTileOrder {
   }
 };
 
-/// Bins 0 ... 254 of a row's scores, linear between the least score seen at first and half as far again above the greatest: they suit whatever scale
-/// and place the scores have.  A bin number never falls as the score rises, which is all that correctness needs.
+/// Bins 0 ... 254 of a row's scores, linear between the least score seen at first and half as far again above the greatest: they suit
+/// whatever scale and place the scores have.  A bin number never falls as the score rises, which is all that correctness needs.
 struct ScoreBins {
   float low, scale;
 
@@ -152,11 +152,11 @@ struct RowState {
 
 template <class Tile>
 struct SharedState {
-  std::uint64_t keys_full[Tile::stages], keys_empty[Tile::stages];
-  std::uint64_t queries_full[2], queries_empty[2];
-  std::uint64_t item_full[2], item_empty[2];
-  std::uint64_t scores_full[2][Tile::score_slots], scores_empty[2][Tile::score_slots];
-  std::uint64_t collected[2];
+  std::uint64_t           keys_full[Tile::stages], keys_empty[Tile::stages];
+  std::uint64_t           queries_full[2], queries_empty[2];
+  std::uint64_t           item_full[2], item_empty[2];
+  std::uint64_t           scores_full[2][Tile::score_slots], scores_empty[2][Tile::score_slots];
+  std::uint64_t           collected[2];
   RejectedScore           rejected[Tile::queries];
   RowState                rows[Tile::queries];
   WorkItem<Tile::queries> items[2];

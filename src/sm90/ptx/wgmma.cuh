@@ -113,8 +113,8 @@ struct Wgmma64x256<float8_e4m3_t> {
 };
 // clang-format on
 
-/// Descriptor of a matrix in shared memory whose rows of `RowBytes` (128 or 64) were swizzled by the copy engine; the depth runs along a row, groups
-/// of 8 rows follow one another.
+/// Descriptor of a matrix in shared memory whose rows of `RowBytes` (128 or 64) were swizzled by the copy engine; the depth runs along a
+/// row, groups of 8 rows follow one another.
 template <int RowBytes>
 __device__ inline std::uint64_t matrix_descriptor(std::uint32_t address) {
   static_assert(RowBytes == 128 || RowBytes == 64);
