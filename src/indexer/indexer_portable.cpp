@@ -4,7 +4,6 @@
 #include "indexer/indexer_tile.hpp"
 #include "sm90/device.hpp"
 #include "sm90/indexer/indexer.hpp"
-#include "sm90/topk/topk.hpp"
 #include "topk/topk.hpp"
 
 namespace Tributary::Impl {
@@ -308,19 +307,6 @@ void topk_portable(const Exec& exec, const IndexerProblem& problem, const TopkOu
   }
 }
 
-/// The legal keys of every query as topk's range: relative to the sequence, as are the columns of stored scores.
-struct LegalRanges {
-  IndexerProblem problem;
-  std::int32_t*  range;  // [batch, queries, 2]
-
-  KOKKOS_FUNCTION void operator()(std::int64_t i) const {
-    const std::int64_t batch = i / problem.queries, row = i % problem.queries;
-    const KeyInterval  legal = problem.legal_keys(problem.segment(batch, row, row + 1), 0);
-    range[2 * i]             = static_cast<std::int32_t>(legal.begin);
-    range[2 * i + 1]         = static_cast<std::int32_t>(legal.end);
-  }
-};
-
 // The Hopper level, where the build has it.
 
 /// The fused kernel, for calls that fill the chip with queries.  Where there are few of them, their keys are cut into parts and partial
@@ -341,47 +327,6 @@ struct HopperCall {
     merge.partial_lists = plan.splits;
     merge.workers       = concurrent_workers(exec);
     take_workspace<Exec>(merge, layout);
-  }
-};
-
-/// For few queries, as in decoding: their scores are small enough to be stored, and topk chooses among them with the whole chip.
-template <class Exec>
-struct HopperStoredCall {
-  static constexpr std::int64_t most_bytes = 32 << 20;
-
-  SM90::IndexerPlan plan;
-  Tensor<float, 3>  scores;
-  std::int32_t*     range;
-  TopkArguments     arguments;
-  std::byte*        topk_workspace;
-
-  static bool suits(const Exec& exec, const IndexerProblem& problem, const IndexerOptions& options) {
-    WorkspaceLayout none;
-    return options.key_splits == 0 && problem.keys > 0 && problem.batch * problem.queries * problem.keys * 4 <= most_bytes &&
-           SM90::plan_indexer(exec, problem, 0, 0, none).splits > 1;
-  }
-  HopperStoredCall(const Exec& exec, const IndexerProblem& problem, const IndexerTopkArguments& call, WorkspaceLayout& layout)
-      : plan(SM90::plan_indexer(exec, problem, 0, 0, layout)) {
-    const std::int64_t rows = problem.batch * problem.queries;
-    scores                  = {layout.take<float>(rows * problem.keys),
-                               {problem.batch, problem.queries, problem.keys},
-                               {problem.queries * problem.keys, problem.keys, 1}};
-    range                   = layout.take<std::int32_t>(2 * rows);
-    arguments               = {.type       = ElementType::float32,
-                               .values     = as<const void>(scores),
-                               .range      = {range, {problem.batch, problem.queries, 2}, {2 * problem.queries, 2, 1}},
-                               .has_range  = true,
-                               .indices    = call.indices,
-                               .scores     = call.scores,
-                               .has_scores = call.has_scores};
-    topk_workspace          = layout.take<std::byte>(static_cast<std::int64_t>(SM90::topk_workspace_size(exec, arguments, TopkOptions{})));
-  }
-  void run(const Exec& exec, const IndexerProblem& problem, const TopkOutput& output) const {
-    using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>, Kokkos::Experimental::WorkItemProperty::HintLightWeight_t>;
-    Kokkos::parallel_for("Tributary::indexer_topk::legal_ranges", Policy(exec, 0, problem.batch * problem.queries),
-                         LegalRanges{problem, range});
-    SM90::indexer_score(exec, problem, plan, scores);
-    SM90::topk(exec, arguments, TopkOptions{.order = output.order}, output, topk_workspace);
   }
 };
 
@@ -438,12 +383,7 @@ std::size_t indexer_topk_workspace_size(const Exec& exec, const IndexerTopkArgum
   WorkspaceLayout layout;
   if (level == Level::portable) TopkCall<Exec>(exec, problem, output, options, layout);
   if constexpr (has_sm90<Exec>)
-    if (level == Level::hopper) {
-      if (HopperStoredCall<Exec>::suits(exec, problem, options))
-        HopperStoredCall<Exec>(exec, problem, arguments, layout);
-      else
-        HopperCall<Exec>(exec, problem, output.top_k, options, layout);
-    }
+    if (level == Level::hopper) HopperCall<Exec>(exec, problem, output.top_k, options, layout);
   return layout.size();
 }
 
@@ -460,11 +400,6 @@ void indexer_topk(const Exec& exec, const IndexerTopkArguments& arguments, const
   WorkspaceLayout layout(workspace_base("indexer_topk", workspace, indexer_topk_workspace_size(exec, arguments, options)));
   if constexpr (has_sm90<Exec>)
     if (level == Level::hopper) {
-      if (HopperStoredCall<Exec>::suits(exec, problem, options)) {
-        const HopperStoredCall<Exec> call(exec, problem, arguments, layout);
-        log_hopper("indexer_topk, scores stored", call.plan);
-        return call.run(exec, problem, output);
-      }
       const HopperCall<Exec> call(exec, problem, output.top_k, options, layout);
       log_hopper("indexer_topk", call.plan);
       SM90::indexer_topk(exec, problem, call.plan, output, call.merge.partials, call.merge.keep);

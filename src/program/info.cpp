@@ -33,8 +33,13 @@ Json device() {
 #endif
 }
 
-/// No operator has a Hopper level yet.
-std::vector<std::string> levels() { return {"reference", "portable"}; }
+std::vector<std::string> levels() {
+  std::vector<std::string> names = {"reference", "portable"};
+#if defined(TRIBUTARY_ENABLE_SM90)
+  names.emplace_back("hopper");
+#endif
+  return names;
+}
 
 class Info : public Command {
  public:

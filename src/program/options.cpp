@@ -88,7 +88,13 @@ void require_storable(const Shape& shape) {
       throw std::invalid_argument("the output " + to_string(shape) + " would be too large");
 }
 
-Level level_taken(Level wanted) { return wanted == Level::automatic ? Level::portable : wanted; }
+Level level_taken(Level wanted) {
+#if defined(TRIBUTARY_ENABLE_SM90)
+  return wanted;  // on a GPU `automatic` depends on the call
+#else
+  return wanted == Level::automatic ? Level::portable : wanted;
+#endif
+}
 
 std::string_view name_of(TopkOrder order) { return order == TopkOrder::by_score ? "score" : "index"; }
 

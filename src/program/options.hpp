@@ -63,7 +63,7 @@ void require_storable(const Shape&);
 
 std::string_view name_of(TopkOrder);
 
-/// What `automatic` means for the operators here, none of which has a Hopper level yet.
+/// What `automatic` means where the portable level is the fastest there is; `automatic` itself in builds with the Hopper level.
 Level level_taken(Level wanted);
 
 /// What a run took, and what came of it.
