@@ -1,5 +1,6 @@
 #include "options.hpp"
 
+#include <Tributary_Config.hpp>
 #include <algorithm>
 #include <array>
 #include <cstdio>
