@@ -97,12 +97,12 @@ void add_device_benchmarks(const Kokkos::Cuda& exec, const std::string& space) {
   };
   for (const Shape& shape : large_shapes)
     for (const auto& [order, name] : orders) {
-      add(float{}, "float", shape, order, name, Level::automatic);
-      add(bfloat16_t{}, "bfloat16", shape, order, name, Level::automatic);
+      add(float{}, "float", shape, order, name, Level::hopper);
+      add(bfloat16_t{}, "bfloat16", shape, order, name, Level::hopper);
     }
   for (const Shape& shape : other_shapes) {
-    add(float{}, "float", shape, Order::random, "random", Level::automatic);
-    add(bfloat16_t{}, "bfloat16", shape, Order::random, "random", Level::automatic);
+    add(float{}, "float", shape, Order::random, "random", Level::hopper);
+    add(bfloat16_t{}, "bfloat16", shape, Order::random, "random", Level::hopper);
   }
   add(float{}, "float", large_shapes[0], Order::random, "random", Level::portable);
 }

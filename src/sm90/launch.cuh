@@ -57,13 +57,14 @@ template <class Functor, class TeamPolicy>
 struct LargeScratch {};
 #endif
 
+/// \tparam FewerTeams  resident on an SM where the scratch does not fit TeamsPerSM times; 0 where it always does
 /// \param teams  the league; at least 1
-template <int Threads, int TeamsPerSM, class Functor>
+template <int Threads, int TeamsPerSM, int FewerTeams = (TeamsPerSM > 1 ? 1 : 0), class Functor>
 void launch_teams(const char* label, const Kokkos::Cuda& exec, int teams, int scratch_bytes, const Functor& functor) {
-  if constexpr (TeamsPerSM > 1) {
+  if constexpr (FewerTeams > 0) {
     // Kokkos refuses a launch whose scratch does not fit so many times into an SM's 228 KiB, of which CUDA keeps 1 KiB a team.
     const int a_team = scratch_bytes + scratch_alignment + 16 + 8 * (Threads / 32 + 2) + 1024;
-    if (TeamsPerSM * a_team > 228 * 1024) return launch_teams<Threads, 1>(label, exec, teams, scratch_bytes, functor);
+    if (TeamsPerSM * a_team > 228 * 1024) return launch_teams<Threads, FewerTeams, 0>(label, exec, teams, scratch_bytes, functor);
   }
   using TeamPolicy = Policy<Threads, TeamsPerSM>;
   [[maybe_unused]] const LargeScratch<Functor, TeamPolicy> large_scratch;

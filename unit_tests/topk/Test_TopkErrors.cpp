@@ -165,16 +165,19 @@ TEST(TopkInstance, WithAWorkspaceOnlyTheCallersInstanceIsUsed) {
   const View<float, 3>        values("values", 2, 3, 5000);
   const View<std::int32_t, 3> indices("indices", 2, 3, 40), merged("merged", 2, 3, 40);
   const View<float, 3>        scores("scores", 2, 3, 40), merged_scores("merged_scores", 2, 3, 40);
-  for (const auto& [level, splits] : {std::pair{Level::automatic, 1}, {Level::automatic, 4}, {Level::portable, 1}, {Level::portable, 4}}) {
-    const TopkOptions        options{.level = level, .key_splits = splits};
-    const View<std::byte, 1> workspace("workspace", Tributary::topk_workspace_size(exec, values, indices, scores, options));
-    expect_stays_on_instance(exec, [&] { Tributary::topk(exec, values, indices, scores, options, workspace); });
-  }
-  for (const auto& [level, count] : {std::pair{Level::automatic, 1}, {Level::automatic, 9}, {Level::portable, 2}, {Level::portable, 9}}) {
-    const std::vector<Tributary::TopkList> lists(static_cast<std::size_t>(count), {.indices = indices, .scores = scores});
-    const TopkMergeOptions                 options{.level = level};
-    const View<std::byte, 1> workspace("workspace", Tributary::topk_merge_workspace_size(exec, lists, merged, merged_scores, options));
-    expect_stays_on_instance(exec, [&] { Tributary::topk_merge(exec, lists, merged, merged_scores, options, workspace); });
+  for (const Level level : with_hopper({Level::automatic, Level::portable})) {
+    if (needs_another_device(level)) continue;
+    for (const std::int64_t splits : {1, 4}) {
+      const TopkOptions        options{.level = level, .key_splits = splits};
+      const View<std::byte, 1> workspace("workspace", Tributary::topk_workspace_size(exec, values, indices, scores, options));
+      expect_stays_on_instance(exec, [&] { Tributary::topk(exec, values, indices, scores, options, workspace); });
+    }
+    for (const std::size_t count : {1, 2, 9}) {
+      const std::vector<Tributary::TopkList> lists(count, {.indices = indices, .scores = scores});
+      const TopkMergeOptions                 options{.level = level};
+      const View<std::byte, 1> workspace("workspace", Tributary::topk_merge_workspace_size(exec, lists, merged, merged_scores, options));
+      expect_stays_on_instance(exec, [&] { Tributary::topk_merge(exec, lists, merged, merged_scores, options, workspace); });
+    }
   }
 }
 

@@ -230,10 +230,11 @@ TEST_F(TopkHopper, TwoInstancesAtTheSameTime) {
     Call& call  = calls[c];
     call.values = Array<float, 3>({1, c == 0 ? 2 : 9, 100000});
     random.fill_with_normals(call.values);
-    call.in        = in_space(call.values);
-    call.indices   = View<std::int32_t, 3>("indices", 1, call.values.extents[1], 300);
-    call.scores    = View<float, 3>("scores", 1, call.values.extents[1], 300);
-    call.workspace = View<std::byte, 1>("workspace", Tributary::topk_workspace_size(instances[c], call.in, call.indices, call.scores));
+    call.in      = in_space(call.values);
+    call.indices = View<std::int32_t, 3>("indices", 1, call.values.extents[1], 300);
+    call.scores  = View<float, 3>("scores", 1, call.values.extents[1], 300);
+    call.workspace =
+        View<std::byte, 1>("workspace", Tributary::topk_workspace_size(instances[c], call.in, call.indices, call.scores, {.level = level}));
   }
   Kokkos::fence();
   for (int i = 0; i < 20; ++i)
@@ -257,12 +258,13 @@ TEST_F(TopkHopper, ACapturedCallFollowsItsInputs) {
     const auto                  in = in_space(values);
     const View<std::int32_t, 3> indices("indices", 1, rows, k), merged("merged", 1, rows, k);
     const View<float, 3>        scores("scores", 1, rows, k), merged_scores("merged_scores", 1, rows, k);
-    const View<std::byte, 1>    workspace("workspace", Tributary::topk_workspace_size(exec, in, indices, scores));
+    const View<std::byte, 1>    workspace("workspace", Tributary::topk_workspace_size(exec, in, indices, scores, {.level = level}));
     // the list again, its indices moved past the first one's: topk_merge in the same graph
     const std::vector<Tributary::TopkList> lists = {{.indices = indices, .scores = scores, .index_offset = n},
                                                     {.indices = indices, .scores = scores}};
-    const View<std::byte, 1> merge_workspace("workspace", Tributary::topk_merge_workspace_size(exec, lists, merged, merged_scores));
-    const auto               call = [&] {
+    const View<std::byte, 1>               merge_workspace("workspace",
+                                                           Tributary::topk_merge_workspace_size(exec, lists, merged, merged_scores, {.level = level}));
+    const auto                             call = [&] {
       Tributary::topk(exec, in, indices, scores, {.level = level}, workspace);
       Tributary::topk_merge(exec, lists, merged, merged_scores, {.level = level}, merge_workspace);
     };

@@ -229,9 +229,9 @@ template <class Value>
 void launch_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& plan, const TopkOutput& output) {
   const auto short_rows = [&]<int Bins, int Loads>(std::integral_constant<int, Bins>, std::integral_constant<int, Loads>) {
     const SelectShortRows<Value, Bins, Loads> functor{rows, pool_sizes(plan.keep, rows.columns), output, static_cast<unsigned>(plan.rows)};
-    launch_teams<32 * warps_of_rows, Bins == 64 ? 8 : 4>("Tributary::topk::hopper_short_rows", exec,
-                                                         static_cast<int>((plan.rows + warps_of_rows - 1) / warps_of_rows),
-                                                         functor.scratch_bytes(), functor);
+    launch_teams<32 * warps_of_rows, Bins == 64 ? 8 : 4, Bins == 64 ? 0 : 2>(
+        "Tributary::topk::hopper_short_rows", exec, static_cast<int>((plan.rows + warps_of_rows - 1) / warps_of_rows),
+        functor.scratch_bytes(), functor);
   };
   using std::integral_constant;
   if (rows.columns <= very_short_row && plan.rows >= least_warp_rows)
@@ -239,16 +239,16 @@ void launch_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& pl
   if (rows.columns <= short_row && plan.rows >= least_warp_rows)
     return short_rows(integral_constant<int, 512>{}, integral_constant<int, loads<Value>>{});
   const SelectRows<Value> functor{rows, pool_sizes(plan.keep, rows.columns), output};
-  launch_teams<threads, teams_per_sm>("Tributary::topk::hopper", exec, static_cast<int>(plan.rows), functor.scratch_bytes(), functor);
+  launch_teams<threads, teams_per_sm, 3>("Tributary::topk::hopper", exec, static_cast<int>(plan.rows), functor.scratch_bytes(), functor);
 }
 
 template <class Value>
 void launch_parts(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& plan, const TopkOutput& output) {
   PoolSizes part_sizes = pool_sizes(plan.lists.keep, rows.columns);
-  part_sizes.most      = std::min(part_sizes.most, part_sizes.capacity - 1);
+  part_sizes.capacity  = std::min(part_sizes.capacity, 5632);  // four teams an SM
   const SelectParts<Value> parts{rows, part_sizes, plan.lists};
-  launch_teams<threads, teams_per_sm>("Tributary::topk::hopper_parts", exec, static_cast<int>(plan.rows * plan.parts),
-                                      parts.scratch_bytes(), parts);
+  launch_teams<threads, teams_per_sm, 0>("Tributary::topk::hopper_parts", exec, static_cast<int>(plan.rows * plan.parts),
+                                         parts.scratch_bytes(), parts);
   PoolSizes sizes = pool_sizes(plan.keep, rows.columns);
   sizes.capacity  = std::max(sizes.capacity, std::min(plan.parts * plan.lists.capacity, 12288));  // 96 KiB
   const JoinParts<Value> join{rows, sizes, output, plan.lists};

@@ -9,7 +9,7 @@ namespace Tributary::Impl::SM90 {
 namespace {
 
 constexpr int threads      = 256;
-constexpr int teams_per_sm = 4;
+constexpr int teams_per_sm = 3;  // whatever k
 constexpr int bins         = 1024;
 constexpr int most_lists   = 16;  // 1 KiB of the 4 KiB that a kernel's parameters may have
 
@@ -99,8 +99,8 @@ void topk_merge(const Kokkos::Cuda& exec, const TopkMergeArguments& arguments, c
                                       .score_strides = {list.scores.strides[0], list.scores.strides[1]},
                                       .length        = static_cast<std::int32_t>(list.indices.extents[2]),
                                       .offset        = list.index_offset};
-  launch_teams<threads, teams_per_sm>("Tributary::topk_merge::hopper", exec, static_cast<int>(rows_of(arguments)), functor.scratch_bytes(),
-                                      functor);
+  launch_teams<threads, teams_per_sm, 0>("Tributary::topk_merge::hopper", exec, static_cast<int>(rows_of(arguments)),
+                                         functor.scratch_bytes(), functor);
 }
 
 }  // namespace Tributary::Impl::SM90
