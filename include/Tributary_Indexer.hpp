@@ -44,10 +44,11 @@ struct IndexerOptions {
   ArrayOption<float, 2> key_scale = {};
   TopkOrder             order     = TopkOrder::by_score;  ///< indexer_topk only
   Level                 level     = Level::automatic;
-  // Portable level: how the work is cut.  0 = chosen here.  They change time and memory, never a bit of the result.
+  // How the work is cut.  0 = chosen here.  They change time and memory, never a bit of the result.  The chunks are the portable level's;
+  // the Hopper level has its own.
   std::int64_t chunk_queries = 0;  ///< queries that stay resident while keys stream past
   std::int64_t chunk_keys    = 0;  ///< keys streamed at a time
-  std::int64_t key_splits    = 0;  ///< indexer_topk: parts of the keys worked on at the same time and merged at the end
+  std::int64_t key_splits    = 0;  ///< indexer_topk: parts of the keys worked on at the same time; merged at the end
 };
 
 namespace Impl {

@@ -47,12 +47,36 @@ inline std::vector<Level> all_levels() {
   return levels;
 }
 
-/// Whether the tested space has the Hopper level.  Not asked of a device: tests are discovered where there is none.
+/// The Hopper level, for the space and in the builds that have it.  No device is asked: tests are listed where there is none, see
+/// needs_another_device.
+inline std::vector<Level> hopper_levels() {
 #if defined(TRIBUTARY_ENABLE_SM90)
-inline constexpr bool has_hopper = std::is_same_v<Space, Kokkos::Cuda>;
-#else
-inline constexpr bool has_hopper = false;
+  if (std::is_same_v<Space, Kokkos::Cuda>) return {Level::hopper};
 #endif
+  return {};
+}
+
+inline std::vector<Level> with_hopper(std::vector<Level> levels) {
+  for (const Level level : hopper_levels()) levels.push_back(level);
+  return levels;
+}
+
+inline bool needs_another_device([[maybe_unused]] Level level) {
+#if defined(TRIBUTARY_ENABLE_SM90)
+  cudaDeviceProp device;
+  if (level == Level::hopper) return cudaGetDeviceProperties(&device, Kokkos::device_id()) != cudaSuccess || device.major != 9;
+#endif
+  return false;
+}
+
+/// A test of the Hopper level alone.
+class HopperTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (hopper_levels().empty()) GTEST_SKIP() << "not a space of this level";
+    if (needs_another_device(Level::hopper)) GTEST_SKIP() << "needs compute capability 9.0";
+  }
+};
 
 /// A test whose cases run on every level.
 class LevelTest : public testing::TestWithParam<Level> {

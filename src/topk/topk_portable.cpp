@@ -101,20 +101,12 @@ PartialLists partial_lists(std::span<const TopkMergeArguments::List> lists) {
 
 // Only a call that names the Hopper level takes it: `automatic` will once all its tests have passed on a device.
 
-template <class Exec>
-Level level_of(const Exec& exec, const TopkArguments& arguments, const TopkOptions& options) {
+template <class Exec, class Arguments>
+Level level_of(std::string_view function, const Exec& exec, const Arguments& arguments, Level wanted) {
   std::string no_hopper = no_sm90;
   if constexpr (has_sm90<Exec>)
-    if (options.level == Level::hopper) no_hopper = SM90::no_topk(exec, arguments);
-  return choose_level("topk", options.level, host_memory<Exec>, no_hopper);
-}
-
-template <class Exec>
-Level level_of(const Exec& exec, const TopkMergeArguments& arguments, const TopkMergeOptions& options) {
-  std::string no_hopper = no_sm90;
-  if constexpr (has_sm90<Exec>)
-    if (options.level == Level::hopper) no_hopper = SM90::no_topk_merge(exec, arguments);
-  return choose_level("topk_merge", options.level, host_memory<Exec>, no_hopper);
+    if (wanted == Level::hopper) no_hopper = SM90::no_topk(exec, arguments);
+  return choose_level(function, wanted, host_memory<Exec>, no_hopper);
 }
 
 }  // namespace
@@ -122,7 +114,7 @@ Level level_of(const Exec& exec, const TopkMergeArguments& arguments, const Topk
 template <class Exec>
 std::size_t topk_workspace_size(const Exec& exec, const TopkArguments& arguments, const TopkOptions& options) {
   check_topk(arguments, options);
-  const Level level = level_of(exec, arguments, options);
+  const Level level = level_of("topk", exec, arguments, options.level);
   if (level == Level::reference) return 0;
   if constexpr (has_sm90<Exec>)
     if (level == Level::hopper) return SM90::topk_workspace_size(exec, arguments, options);
@@ -134,7 +126,7 @@ std::size_t topk_workspace_size(const Exec& exec, const TopkArguments& arguments
 template <class Exec>
 void topk(const Exec& exec, const TopkArguments& arguments, const TopkOptions& options, const WorkspaceSpan& workspace) {
   const TopkOutput output = check_topk(arguments, options);
-  const Level      level  = level_of(exec, arguments, options);
+  const Level      level  = level_of("topk", exec, arguments, options.level);
   if (level == Level::reference) {
     exec.fence("Tributary::topk: reference level");
     return reference_topk(arguments, output);
@@ -155,7 +147,7 @@ void topk(const Exec& exec, const TopkArguments& arguments, const TopkOptions& o
 template <class Exec>
 std::size_t topk_merge_workspace_size(const Exec& exec, const TopkMergeArguments& arguments, const TopkMergeOptions& options) {
   check_topk_merge(arguments, options);
-  if (level_of(exec, arguments, options) != Level::portable) return 0;  // the Hopper level needs none
+  if (level_of("topk_merge", exec, arguments, options.level) != Level::portable) return 0;  // the Hopper level needs none
   WorkspaceLayout layout;
   plan_call(exec, arguments, layout);
   return layout.size();
@@ -164,7 +156,7 @@ std::size_t topk_merge_workspace_size(const Exec& exec, const TopkMergeArguments
 template <class Exec>
 void topk_merge(const Exec& exec, const TopkMergeArguments& arguments, const TopkMergeOptions& options, const WorkspaceSpan& workspace) {
   const TopkOutput output = check_topk_merge(arguments, options);
-  const Level      level  = level_of(exec, arguments, options);
+  const Level      level  = level_of("topk_merge", exec, arguments, options.level);
   if (level == Level::reference) {
     exec.fence("Tributary::topk_merge: reference level");
     return reference_topk_merge(arguments, output);

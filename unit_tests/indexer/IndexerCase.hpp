@@ -220,6 +220,21 @@ struct IndexerCall {
   }
 };
 
+/// Whatever index arrays say is legal for one batch entry: it is a key that exists, with its score, and padding is at the end.
+template <class Element>
+void expect_keys_that_exist(const IndexerCall<Element>& call, std::int64_t top_k) {
+  const auto keys   = static_cast<std::int64_t>(call.key.extent(1));
+  const Rows rows   = call.topk(top_k);
+  const auto scores = call.score(keys);
+  for (std::int64_t t = 0; t < rows.indices.extents[1]; ++t)
+    for (std::int64_t j = 0; j < top_k; ++j) {
+      const std::int32_t index = rows.indices(0, t, j);
+      ASSERT_TRUE(-1 <= index && index < keys);
+      ASSERT_TRUE(index == -1 ? rows.scores(0, t, j) == -infinity : rows.scores(0, t, j) == scores(0, t, index));
+      ASSERT_TRUE(j == 0 || index == -1 || rows.indices(0, t, j - 1) != -1);
+    }
+}
+
 /// Both operators against the brute force, bit for bit: for inputs whose scores are exact.
 template <class Element>
 void expect_exact(Level level, const IndexerInputs<Element>& in, const Mask& mask, const std::vector<std::int64_t>& top_ks,

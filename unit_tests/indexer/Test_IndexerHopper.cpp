@@ -1,5 +1,6 @@
 #include <numeric>
 
+#include "CapturedGraph.hpp"
 #include "KokkosEvents.hpp"
 #include "indexer/IndexerNumbers.hpp"
 
@@ -13,15 +14,7 @@ namespace {
 
 constexpr Level level = Level::hopper;
 
-class IndexerHopper : public testing::Test {
- protected:
-  void SetUp() override {
-    if (!has_hopper) GTEST_SKIP() << "not a space of this level";
-    cudaDeviceProp device;
-    if (cudaGetDeviceProperties(&device, Kokkos::device_id()) != cudaSuccess || device.major != 9)
-      GTEST_SKIP() << "needs compute capability 9.0";
-  }
-};
+class IndexerHopper : public HopperTest {};
 
 /// The four pairs of heads and head dimension.
 const std::vector<std::pair<std::int64_t, std::int64_t>> dimensions = {{64, 128}, {64, 64}, {32, 128}, {32, 64}};
@@ -103,15 +96,7 @@ TEST_F(IndexerHopper, HostileIndexArraysAreNeverFollowed) {
       if (b > 0 && mask.ratio > 0) mask.query_offsets.push_back(random.any_of(hostile));
     }
     const IndexerCall<bfloat16_t> call(level, in, mask, {.key_splits = random.integer(0, 3)});
-    const Rows                    rows   = call.topk(70);
-    const auto                    scores = call.score(60);
-    for (std::int64_t t = 0; t < 40; ++t)
-      for (std::int64_t j = 0; j < 70; ++j) {
-        const std::int32_t index = rows.indices(0, t, j);
-        ASSERT_TRUE(-1 <= index && index < 60);
-        ASSERT_TRUE(index == -1 ? rows.scores(0, t, j) == -infinity : rows.scores(0, t, j) == scores(0, t, index));
-        ASSERT_TRUE(j == 0 || index == -1 || rows.indices(0, t, j - 1) != -1);
-      }
+    expect_keys_that_exist(call, 70);
   }
 }
 
@@ -374,29 +359,18 @@ TEST_F(IndexerHopper, ACapturedCallReadsTheInputsOfItsReplay) {
   const View<std::byte, 1>      workspace(
            "workspace", Tributary::indexer_topk_workspace_size(exec, call.query, call.key, call.weights, indices, scores, call.options));
   const auto run = [&] { Tributary::indexer_topk(exec, call.query, call.key, call.weights, indices, scores, call.options, workspace); };
-  run();
-  exec.fence();
-  cudaGraph_t     graph;
-  cudaGraphExec_t replay;
-  ASSERT_EQ(cudaStreamBeginCapture(exec.cuda_stream(), cudaStreamCaptureModeThreadLocal), cudaSuccess);
-  run();
-  ASSERT_EQ(cudaStreamEndCapture(exec.cuda_stream(), &graph), cudaSuccess);
-  ASSERT_EQ(cudaGraphInstantiate(&replay, graph, 0), cudaSuccess);
+  const CapturedGraph graph(exec, run);
   for (int i = 0; i < 3; ++i) {
     const auto in = integer_inputs<bfloat16_t>(random, shape);
     Kokkos::deep_copy(call.query, in_space(in.query));
     Kokkos::deep_copy(call.key, in_space(in.key));
     Kokkos::deep_copy(call.weights, in_space(in.weights));
-    Kokkos::fence();
-    ASSERT_EQ(cudaGraphLaunch(replay, exec.cuda_stream()), cudaSuccess);
-    exec.fence();
+    graph.launch();
     const Mask mask{.ratio = 1, .query_offset = 2000};
     const auto expected = expected_indexer_topk(expected_scores(in, mask, 3000), mask, 3000, 100);
     EXPECT_EQ(from_space<3>(indices).values, expected.indices.values);
     EXPECT_EQ(from_space<3>(scores).values, expected.scores.values);
   }
-  cudaGraphExecDestroy(replay);
-  cudaGraphDestroy(graph);
 }
 
 #endif

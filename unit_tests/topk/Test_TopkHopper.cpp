@@ -1,3 +1,4 @@
+#include "CapturedGraph.hpp"
 #include "KokkosEvents.hpp"
 #include "topk/TopkCase.hpp"
 
@@ -11,19 +12,13 @@ namespace {
 
 constexpr Level level = Level::hopper;
 
-class TopkHopper : public testing::Test {
+class TopkHopper : public HopperTest {
  public:
   template <class Value>
   static void expect_right(const Array<Value, 3>& values, std::int64_t top_k, const TopkOptions& options = {}, const Range& range = {}) {
     EXPECT_TRUE(same_rows(topk_of(level, values, top_k, options, range), expected_topk(values, top_k, options.order, range)))
         << "rows " << values.extents[0] << " x " << values.extents[1] << ", n " << values.extents[2] << ", k " << top_k << ", key_splits "
         << options.key_splits << (options.order == TopkOrder::by_index ? ", by_index" : "");
-  }
-
- protected:
-  void SetUp() override {
-    if (hopper_levels().empty()) GTEST_SKIP() << "not a space of this level";
-    if (needs_another_device(level)) GTEST_SKIP() << "needs compute capability 9.0";
   }
 };
 
@@ -268,29 +263,18 @@ TEST_F(TopkHopper, ACapturedCallFollowsItsInputs) {
       Tributary::topk(exec, in, indices, scores, {.level = level}, workspace);
       Tributary::topk_merge(exec, lists, merged, merged_scores, {.level = level}, merge_workspace);
     };
-    call();  // modules are loaded before anything is captured
-    exec.fence();
-    cudaGraph_t     graph;
-    cudaGraphExec_t executable;
-    ASSERT_EQ(cudaStreamBeginCapture(exec.cuda_stream(), cudaStreamCaptureModeThreadLocal), cudaSuccess);
-    call();
-    ASSERT_EQ(cudaStreamEndCapture(exec.cuda_stream(), &graph), cudaSuccess);
-    ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+    const CapturedGraph graph(exec, call);
     for (int replay = 0; replay < 3; ++replay) {
       random.fill_with_normals(values);
       Kokkos::deep_copy(in, in_space(values));
       Kokkos::deep_copy(workspace, std::byte{0xff});
-      Kokkos::fence();
-      ASSERT_EQ(cudaGraphLaunch(executable, exec.cuda_stream()), cudaSuccess);
-      exec.fence();
+      graph.launch();
       const Rows expected = expected_topk(values, k);
       EXPECT_TRUE(same_bits(from_space<3>(indices), expected.indices));
       EXPECT_TRUE(same_bits(from_space<3>(scores), expected.scores));
       const List once{expected};
       EXPECT_TRUE(same_bits(from_space<3>(merged), expected_merge({once, {expected, n}}, k).indices));
     }
-    cudaGraphExecDestroy(executable);
-    cudaGraphDestroy(graph);
   }
 }
 

@@ -1,7 +1,5 @@
 #pragma once
-#include <Tributary_Config.hpp>
 #include <optional>
-#include <type_traits>
 
 #include "ExpectedTopk.hpp"
 
@@ -11,28 +9,6 @@ namespace TributaryTest {
 
 using Tributary::TopkMergeOptions;
 using Tributary::TopkOptions;
-
-/// The Hopper level, for the space and in the builds that have it.  No device is asked: tests are listed where there is none, see
-/// needs_another_device.
-inline std::vector<Level> hopper_levels() {
-#if defined(TRIBUTARY_ENABLE_SM90)
-  if (std::is_same_v<Space, Kokkos::Cuda>) return {Level::hopper};
-#endif
-  return {};
-}
-
-inline std::vector<Level> with_hopper(std::vector<Level> levels) {
-  for (const Level level : hopper_levels()) levels.push_back(level);
-  return levels;
-}
-
-inline bool needs_another_device([[maybe_unused]] Level level) {
-#if defined(TRIBUTARY_ENABLE_SM90)
-  cudaDeviceProp device;
-  if (level == Level::hopper) return cudaGetDeviceProperties(&device, Kokkos::device_id()) != cudaSuccess || device.major != 9;
-#endif
-  return false;
-}
 
 /// What the Hopper level chooses at most.
 inline constexpr std::int64_t hopper_top_k = 2048;

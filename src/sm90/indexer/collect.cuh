@@ -59,8 +59,9 @@ class Collector {
   using Item                = WorkItem<Tile::queries>;
   static constexpr int rows = Tile::group_queries;
   // A lane looks at one row alone and keeps what it must know of it in registers: 8 or 16 keys of every tile, in fours.
-  static constexpr int row_lanes = 32 / rows;
-  static constexpr int own_keys  = Tile::keys / row_lanes;
+  static constexpr int      row_lanes      = 32 / rows;
+  static constexpr int      own_keys       = Tile::keys / row_lanes;
+  static constexpr unsigned lanes_of_a_row = (1u << row_lanes) - 1;
 
   /// This lane's keys of a tile, i = 0 ... own_keys - 1.
   struct alignas(16) OwnKeys {
@@ -136,7 +137,7 @@ class Collector {
     if (lane_ == 0) rejected(row) = {__int_as_float(0x7fffffff), -1};
     __threadfence_block();
     clear_bins(bins_of(row), lane_);
-    if (lane_ == 0) state_of(row) = {.threshold = threshold, .window = window, .count = count, .unused = 0};
+    if (lane_ == 0) state_of(row) = {.threshold = threshold, .window = window, .count = count};
     __syncwarp();
   }
 
@@ -192,7 +193,7 @@ class Collector {
 #pragma unroll
       for (int i = 0; i < own_keys; ++i) left |= all.of[i] <= below ? 0u : 1u << i;
     }
-    const unsigned       row_mask = (rows == 4 ? 0xffu : 0xfu) << (row() * row_lanes), before_me = row_mask & ((1u << lane_) - 1);
+    const unsigned       row_mask = lanes_of_a_row << (row() * row_lanes), before_me = row_mask & ((1u << lane_) - 1);
     Entry* const         buffer = buffer_of(row());
     std::uint32_t* const bins   = bins_of(row());
 #pragma unroll 1
@@ -225,7 +226,7 @@ class Collector {
     for (unsigned lanes = __ballot_sync(0xffffffffu, full); lanes != 0;) {
       const int full_row = (__ffs(static_cast<int>(lanes)) - 1) / row_lanes;
       cut(full_row, __shfl_sync(0xffffffffu, own.count, full_row * row_lanes));
-      lanes &= ~((rows == 4 ? 0xffu : 0xfu) << (full_row * row_lanes));
+      lanes &= ~(lanes_of_a_row << (full_row * row_lanes));
       if (row() == full_row) {
         const RowState& state = state_of(full_row);
         own.threshold         = state.threshold;

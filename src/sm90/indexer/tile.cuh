@@ -147,7 +147,6 @@ struct RowState {
   Entry        threshold;  // only entries above it can still be among the k best
   ScoreBins    window;     // scale 0: not placed
   std::int32_t count;      // entries in the row's buffer, each counted in the row's bins
-  std::int32_t unused;
 };
 
 template <class Tile>

@@ -14,7 +14,7 @@ namespace Tributary::Impl::SM90 {
 template <class Exec>
 std::string no_topk(const Exec& exec, const TopkArguments& arguments);
 template <class Exec>
-std::string no_topk_merge(const Exec& exec, const TopkMergeArguments& arguments);
+std::string no_topk(const Exec& exec, const TopkMergeArguments& arguments);
 
 template <class Exec>
 std::size_t topk_workspace_size(const Exec& exec, const TopkArguments& arguments, const TopkOptions& options);

@@ -77,7 +77,7 @@ std::int64_t rows_of(const TopkMergeArguments& arguments) { return arguments.ind
 }  // namespace
 
 template <>
-std::string no_topk_merge(const Kokkos::Cuda& exec, const TopkMergeArguments& arguments) {
+std::string no_topk(const Kokkos::Cuda& exec, const TopkMergeArguments& arguments) {
   const auto lists = arguments.lists.size();
   if (lists > most_lists) return "there are " + std::to_string(lists) + " lists, more than " + std::to_string(most_lists);
   return no_selection(exec, rows_of(arguments), keep_of(arguments));
