@@ -33,7 +33,7 @@ macro(tributary_provide_kokkos)
       set(Kokkos_ENABLE_SERIAL ON CACHE BOOL "")
       set(Kokkos_ENABLE_DEPRECATED_CODE_4 OFF CACHE BOOL "")
       if(Kokkos_ENABLE_CUDA)
-        # With CUDA 13 and GCC 12, Kokkos 4.7's new View (on mdspan) captured in a kernel arrives garbled: fills went to wild addresses.
+        # nvcc 13.0 and GCC 12 lay Kokkos 4.7's new View (on mdspan) out differently, so that one captured in a kernel arrives garbled.
         set(Kokkos_ENABLE_IMPL_VIEW_LEGACY ON CACHE BOOL "")
         set(Kokkos_ENABLE_IMPL_MDSPAN OFF CACHE BOOL "")
       endif()
