@@ -2,6 +2,7 @@
 # Kokkos is all that the library itself needs; the rest belongs to tests, benchmarks and the program.
 include_guard(GLOBAL)
 include("${CMAKE_CURRENT_LIST_DIR}/DependencySources.cmake")
+include(CheckFunctionExists)
 
 set(Tributary_DEPENDENCY_PROVIDER
     "auto"
@@ -69,10 +70,13 @@ macro(tributary_provide_kokkos_kernels)
   endif()
 endmacro()
 
-# A function, so that BLAS_LIBRARIES does not reach Kokkos Kernels, which takes it for a list of names to look for.
+# Whether a BLAS is here that Kokkos Kernels can link: it calls crot_, which the reference BLAS (as slow as plain loops) leaves
+# to LAPACK.  A function, so that BLAS_LIBRARIES does not reach Kokkos Kernels, which takes it for a list of names to look for.
 function(tributary_find_blas found)
   find_package(BLAS QUIET)
-  set(${found} ${BLAS_FOUND} PARENT_SCOPE)
+  set(CMAKE_REQUIRED_LIBRARIES ${BLAS_LIBRARIES})
+  check_function_exists(crot_ Tributary_BLAS_HAS_CROT)
+  set(${found} ${Tributary_BLAS_HAS_CROT} PARENT_SCOPE)
 endfunction()
 
 # Provides <target> from the package <package>; else from its release archive, built with the cache settings in OPTIONS.
