@@ -1,6 +1,8 @@
 #include "attention/attention_plan.hpp"
 #include "common/check.hpp"
 #include "common/log.hpp"
+#include "sm90/attention/attention.hpp"
+#include "sm90/device.hpp"
 
 namespace Tributary::Impl {
 namespace {
@@ -48,15 +50,6 @@ struct ForwardOperands {
   }
 };
 
-struct ForwardOutput {
-  void*        out;
-  float*       lse;  // null: not wanted
-  bool         out_is_float;
-  std::int64_t out_strides[3], lse_strides[2];  // batch, row, head; batch, head
-  const float *previous_out, *previous_lse;     // null: none
-  std::int64_t previous_out_strides[3], previous_lse_strides[2];
-};
-
 template <class Exec, class Element>
 struct AttentionForwardFunctor {
   static constexpr bool host = on_host<Exec>;
@@ -65,11 +58,11 @@ struct AttentionForwardFunctor {
   using Pack                 = Packing<host>;
   using Operands             = ForwardOperands<host>;
 
-  AttentionProblem p;
-  AttentionPlan    plan;
-  BucketTable      buckets;
-  Operands         slots;
-  ForwardOutput    output;
+  AttentionProblem       p;
+  AttentionPlan          plan;
+  BucketTable            buckets;
+  Operands               slots;
+  AttentionForwardOutput output;
 
   KOKKOS_FUNCTION void operator()(const Member& team) const {
     const Operands     slot  = slots.of_worker(team.league_rank(), plan, p);
@@ -229,29 +222,12 @@ struct AttentionForwardFunctor {
   KOKKOS_FUNCTION void store(const Member& team, const Operands& slot, const Segment& s, std::int32_t key_head, std::int64_t rows,
                              std::int64_t out_width) const {
     constexpr float nothing = -Kokkos::Experimental::infinity_v<float>;
-    // Per row: what the sum here and the previous state's output are multiplied with.
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, rows), [&](const std::int64_t r) {
-      const QueryPlace i   = place(s, key_head, r);
-      const float      sum = slot.row_sum[r];
-      float lse = sum == 0.0f ? nothing : slot.row_max[r] + Kokkos::log(sum), mine = sum == 0.0f ? 0.0f : 1.0f / sum, previous = 0.0f;
-      if (output.previous_lse != nullptr) {
-        const float before =
-            output.previous_lse[s.batch * output.previous_lse_strides[0] + i.head * output.previous_lse_strides[1] + i.row];
-        if (before != nothing) {
-          const float top = before > lse ? before : lse, both = top + Kokkos::log(Kokkos::exp(before - top) + Kokkos::exp(lse - top));
-          mine *= lse == nothing ? 0.0f : Kokkos::exp(lse - both);
-          previous = Kokkos::exp(before - both);
-          lse      = both;
-        }
-      }
-      if (p.sink != nullptr) {
-        const float kept = lse == nothing ? 0.0f : 1.0f / (1.0f + Kokkos::exp(p.sink[i.head] - lse));
-        mine *= kept;
-        previous *= kept;
-      }
-      if (output.lse != nullptr) output.lse[s.batch * output.lse_strides[0] + i.head * output.lse_strides[1] + i.row] = lse;
-      slot.row_sum[r] = mine;
-      slot.row_max[r] = previous;
+      const QueryPlace          i       = place(s, key_head, r);
+      const float               sum     = slot.row_sum[r];
+      const AttentionRowFactors factors = finish_row(p, output, i, sum == 0.0f ? nothing : slot.row_max[r] + Kokkos::log(sum), sum);
+      slot.row_sum[r]                   = factors.here;
+      slot.row_max[r]                   = factors.previous;
     });
     team.team_barrier();
     for_each_element<host>(team, rows, p.value_dim, [&](std::int64_t r, std::int64_t c) {
@@ -277,7 +253,16 @@ struct ForwardCall {
       : plan(plan_attention(exec, p)), preparation(p, rotary, layout), slots(ForwardOperands<on_host<Exec>>::take(layout, plan, p)) {}
 };
 
-ForwardOutput forward_output(const AttentionForwardArguments& a) {
+template <class Exec, class Element>
+struct HopperForwardCall {
+  AttentionPreparation<Element> preparation;
+  SM90::AttentionForwardPlan    plan;
+
+  HopperForwardCall(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary, WorkspaceLayout& layout)
+      : preparation(p, rotary, layout), plan(SM90::plan_attention_forward(exec, p, layout)) {}
+};
+
+AttentionForwardOutput forward_output(const AttentionForwardArguments& a) {
   const bool goes_on = a.inputs.options->previous.lse.given();
   return {.out                  = a.out.data,
           .lse                  = a.has_lse ? a.lse.data : nullptr,
@@ -290,14 +275,27 @@ ForwardOutput forward_output(const AttentionForwardArguments& a) {
           .previous_lse_strides = {a.previous_lse.strides[0], a.previous_lse.strides[1]}};
 }
 
+// Only a call that names the Hopper level takes it: `automatic` will once its tests have passed on a device.
+template <class Exec>
+Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryProblem& rotary, const AttentionForwardArguments& arguments) {
+  const Level wanted    = arguments.inputs.options->level;
+  std::string no_hopper = no_sm90;
+  if constexpr (has_sm90<Exec>)
+    if (wanted == Level::hopper) no_hopper = SM90::no_attention_forward(exec, problem, rotary, arguments);
+  return choose_level("attention_forward", wanted, host_memory<Exec>, no_hopper);
+}
+
 }  // namespace
 
 template <class Exec>
 std::size_t attention_forward_workspace_size(const Exec& exec, const AttentionForwardArguments& arguments) {
   const auto [problem, rotary] = check_attention_forward(arguments);
-  if (choose_level("attention_forward", arguments.inputs.options->level, host_memory<Exec>) != Level::portable) return 0;
+  const Level level            = level_of(exec, problem, rotary, arguments);
+  if (level == Level::reference) return 0;
   WorkspaceLayout layout;
   visit_element_type(problem.type, [&, &p = problem, &r = rotary]<class Element>(std::type_identity<Element>) {
+    if constexpr (has_sm90<Exec>)
+      if (level == Level::hopper) return static_cast<void>(HopperForwardCall<Exec, Element>(exec, p, r, layout));
     ForwardCall<Exec, Element>(exec, p, r, layout);
   });
   return layout.size();
@@ -305,16 +303,24 @@ std::size_t attention_forward_workspace_size(const Exec& exec, const AttentionFo
 
 template <class Exec>
 void attention_forward(const Exec& exec, const AttentionForwardArguments& arguments, const WorkspaceSpan& workspace) {
-  const auto checked = check_attention_forward(arguments);
-  if (choose_level("attention_forward", arguments.inputs.options->level, host_memory<Exec>) == Level::reference) {
+  const auto  checked = check_attention_forward(arguments);
+  const Level level   = level_of(exec, checked.first, checked.second, arguments);
+  if (level == Level::reference) {
     exec.fence("Tributary::attention_forward: reference level");
     return reference_attention_forward(checked.first, checked.second, arguments);
   }
   const std::size_t size = attention_forward_workspace_size(exec, arguments);
   visit_element_type(checked.first.type, [&]<class Element>(std::type_identity<Element>) {
     if constexpr (!std::is_same_v<Element, float8_e4m3_t>) {
-      AttentionProblem                 p = checked.first;
-      WorkspaceLayout                  layout(workspace_base("attention_forward", workspace, size));
+      AttentionProblem p = checked.first;
+      WorkspaceLayout  layout(workspace_base("attention_forward", workspace, size));
+      if constexpr (has_sm90<Exec>)
+        if (level == Level::hopper) {
+          const HopperForwardCall<Exec, Element> call(exec, p, checked.second, layout);
+          if (log_enabled()) log("attention_forward: Hopper level, " + std::to_string(call.plan.teams) + " teams");
+          call.preparation.run(exec, p, checked.second);
+          return SM90::attention_forward(exec, p, {call.preparation.buckets}, call.plan, forward_output(arguments));
+        }
       const ForwardCall<Exec, Element> call(exec, p, checked.second, layout);
       if (log_enabled())
         log("attention_forward: portable level, blocks of " + std::to_string(call.plan.group) + " heads x " +

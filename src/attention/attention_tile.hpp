@@ -224,6 +224,47 @@ class DropoutRow {
   PhiloxBlock             words_{};
 };
 
+/// Where the forward pass writes, and the state that it goes on from.
+struct AttentionForwardOutput {
+  void*        out;
+  float*       lse;  // null: not wanted
+  bool         out_is_float;
+  std::int64_t out_strides[3], lse_strides[2];  // batch, row, head; batch, head
+  const float *previous_out, *previous_lse;     // null: none
+  std::int64_t previous_out_strides[3], previous_lse_strides[2];
+};
+
+/// What a row's weighted sum of values and the previous state's output are multiplied with.
+struct AttentionRowFactors {
+  float here, previous;
+};
+
+/// Ends a row: joins it with the previous state, writes its LSE, applies the sink.
+///
+/// \param lse  of the keys seen here, -infinity: none
+/// \param sum  of their weights, 0: none
+KOKKOS_INLINE_FUNCTION AttentionRowFactors finish_row(const AttentionProblem& p, const AttentionForwardOutput& output, const QueryPlace& i,
+                                                      float lse, float sum) {
+  constexpr float     nothing = -Kokkos::Experimental::infinity_v<float>;
+  AttentionRowFactors factors{sum == 0.0f ? 0.0f : 1.0f / sum, 0.0f};
+  if (output.previous_lse != nullptr) {
+    const float before = output.previous_lse[i.batch * output.previous_lse_strides[0] + i.head * output.previous_lse_strides[1] + i.row];
+    if (before != nothing) {
+      const float top = before > lse ? before : lse, both = top + Kokkos::log(Kokkos::exp(before - top) + Kokkos::exp(lse - top));
+      factors.here *= lse == nothing ? 0.0f : Kokkos::exp(lse - both);
+      factors.previous = Kokkos::exp(before - both);
+      lse              = both;
+    }
+  }
+  if (p.sink != nullptr) {
+    const float kept = lse == nothing ? 0.0f : 1.0f / (1.0f + Kokkos::exp(p.sink[i.head] - lse));
+    factors.here *= kept;
+    factors.previous *= kept;
+  }
+  if (output.lse != nullptr) output.lse[i.batch * output.lse_strides[0] + i.head * output.lse_strides[1] + i.row] = lse;
+  return factors;
+}
+
 /// Writes a float as the element type that an output turned out to have.
 template <class Element>
 KOKKOS_INLINE_FUNCTION void store_as(bool as_float, void* to, std::int64_t offset, float value) {

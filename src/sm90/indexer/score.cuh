@@ -57,8 +57,8 @@ struct Scoring {
     for (int step = 0; step < Tile::steps; ++step) {
       constexpr int per_panel = Tile::panel_bytes / 32;
       const int     panel = step / per_panel, in_panel = step % per_panel;  // addresses in units of 16 bytes
-      ptx::Wgmma64x256<Element>::issue(accumulator, key + panel * (Tile::keys * Tile::panel_bytes / 16) + in_panel * 2,
-                                       query + panel * (Tile::columns * Tile::panel_bytes / 16) + in_panel * 2, step != 0);
+      ptx::Wgmma<Element, 256>::issue(accumulator, key + panel * (Tile::keys * Tile::panel_bytes / 16) + in_panel * 2,
+                                      query + panel * (Tile::columns * Tile::panel_bytes / 16) + in_panel * 2, step != 0);
     }
     ptx::wgmma_commit_group();
   }

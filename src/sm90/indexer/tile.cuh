@@ -3,6 +3,7 @@
 
 #include "sm90/indexer/indexer.hpp"
 #include "sm90/launch.cuh"
+#include "sm90/pipeline.cuh"
 #include "topk/entry.hpp"
 
 // Sizes of the indexer's kernel, and what its warps share.
@@ -161,20 +162,6 @@ struct SharedState {
   WorkItem<Tile::queries> items[2];
   std::int32_t            stage_key[Tile::stages];  // row of the stage's first key
   std::int32_t            collectors_left;
-};
-
-/// A number that counts round a ring, and the parity of its round.
-template <int Size>
-struct RingPosition {
-  int           slot  = 0;
-  std::uint32_t round = 0;
-
-  __device__ void next() {
-    if (++slot == Size) {
-      slot = 0;
-      round ^= 1;
-    }
-  }
 };
 
 }  // namespace Tributary::Impl::SM90

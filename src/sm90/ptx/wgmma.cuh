@@ -3,7 +3,7 @@
 
 #include "Tributary_Types.hpp"
 
-// wgmma: D[64, 256] (+)= A[64, k] B[256, k]^T by a warpgroup, A and B in shared memory, k = 32 bytes of a row.
+// wgmma: D[64, N] (+)= A[64, k] B[N, k]^T by a warpgroup; k is 32 bytes of a row.
 
 namespace Tributary::Impl::SM90::ptx {
 
@@ -23,53 +23,92 @@ __device__ inline void pin(float (&d)[Count]) {
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-/// m64n256 of one step of k; accumulate = false overwrites D.
-template <class Element>
-struct Wgmma64x256;
+/// D = float[N / 2] a thread.  `issue(d, a, b, accumulate)`: A and B in shared memory, the depth along their rows.
+/// accumulate = false overwrites D.
+template <class Element, int N>
+struct Wgmma;
+
+/// The same with A = four registers a thread, and B's depth across its rows: B[k, N] as it lies.  For 2-byte elements.
+template <class Element, int N>
+struct WgmmaRegisterA;
 
 // clang-format off
-// The 128 accumulators are operands of their own, so one list of them serves all types.
-#define TRIBUTARY_WGMMA_64x256(shape_and_types, transposed)                                                                          \
-  static __device__ void issue(float (&d)[128], std::uint64_t a, std::uint64_t b, bool accumulate) {                                 \
-    asm volatile(                                                                                                                    \
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"                                                                                  \
-      "wgmma.mma_async.sync.aligned." shape_and_types " {"                                                                           \
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                                       \
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                                             \
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                                             \
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "                                             \
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                                             \
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                                             \
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "                                 \
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "                            \
-      "%128, %129, p, 1, 1" transposed ";\n}\n"                                                                                      \
-      :                                                                                                                              \
-        "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), \
-        "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), \
-        "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), \
-        "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]), \
-        "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]), \
-        "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), \
-        "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]), "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), \
-        "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127]) \
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                                                          \
-  }
+// An accumulator is an operand of its own: lists of them, eight at a time, and of their numbers in the instruction.
+#define TRIBUTARY_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define TRIBUTARY_D32 TRIBUTARY_D8(0), TRIBUTARY_D8(8), TRIBUTARY_D8(16), TRIBUTARY_D8(24)
+#define TRIBUTARY_NAMES32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TRIBUTARY_D40 TRIBUTARY_D32, TRIBUTARY_D8(32)
+#define TRIBUTARY_NAMES40 TRIBUTARY_NAMES32 ", " "%32, %33, %34, %35, %36, %37, %38, %39"
+#define TRIBUTARY_D56 TRIBUTARY_D40, TRIBUTARY_D8(40), TRIBUTARY_D8(48)
+#define TRIBUTARY_NAMES56 TRIBUTARY_NAMES40 ", " "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55"
+#define TRIBUTARY_D64 TRIBUTARY_D56, TRIBUTARY_D8(56)
+#define TRIBUTARY_NAMES64 TRIBUTARY_NAMES56 ", " "%56, %57, %58, %59, %60, %61, %62, %63"
+#define TRIBUTARY_D88 TRIBUTARY_D64, TRIBUTARY_D8(64), TRIBUTARY_D8(72), TRIBUTARY_D8(80)
+#define TRIBUTARY_NAMES88 TRIBUTARY_NAMES64 ", " "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87"
+#define TRIBUTARY_D96 TRIBUTARY_D88, TRIBUTARY_D8(88)
+#define TRIBUTARY_NAMES96 TRIBUTARY_NAMES88 ", " "%88, %89, %90, %91, %92, %93, %94, %95"
+#define TRIBUTARY_D128 TRIBUTARY_D96, TRIBUTARY_D8(96), TRIBUTARY_D8(104), TRIBUTARY_D8(112), TRIBUTARY_D8(120)
+#define TRIBUTARY_NAMES128 TRIBUTARY_NAMES96 ", " "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
+#define TRIBUTARY_WGMMA(Element, N, count, types, transposed, place_a, place_b, place_accumulate)                                          \
+  template <>                                                                                                                              \
+  struct Wgmma<Element, N> {                                                                                                               \
+    __device__ static void issue(float (&d)[count], std::uint64_t a, std::uint64_t b, bool accumulate) {                                   \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " place_accumulate ", 0;\n"                                                           \
+                   "wgmma.mma_async.sync.aligned.m64n" #N types " {" TRIBUTARY_NAMES##count "}, " place_a ", " place_b                     \
+                   ", p, 1, 1" transposed ";\n}\n"                                                                                         \
+                   : TRIBUTARY_D##count : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));                                              \
+    }                                                                                                                                      \
+  };
+#define TRIBUTARY_WGMMA_HALVES(N, count, place_a, place_b, place_accumulate)                                                               \
+  TRIBUTARY_WGMMA(bfloat16_t, N, count, "k16.f32.bf16.bf16", ", 0, 0", place_a, place_b, place_accumulate)                                 \
+  TRIBUTARY_WGMMA(half_t, N, count, "k16.f32.f16.f16", ", 0, 0", place_a, place_b, place_accumulate)
+TRIBUTARY_WGMMA_HALVES(64, 32, "%32", "%33", "%34")
+TRIBUTARY_WGMMA_HALVES(80, 40, "%40", "%41", "%42")
+TRIBUTARY_WGMMA_HALVES(112, 56, "%56", "%57", "%58")
+TRIBUTARY_WGMMA_HALVES(128, 64, "%64", "%65", "%66")
+TRIBUTARY_WGMMA_HALVES(176, 88, "%88", "%89", "%90")
+TRIBUTARY_WGMMA_HALVES(256, 128, "%128", "%129", "%130")
+TRIBUTARY_WGMMA(float8_e4m3_t, 256, 128, "k32.f32.e4m3.e4m3", "", "%128", "%129", "%130")
+
+#define TRIBUTARY_WGMMA_REGISTER_A(Element, N, count, types, places_a, place_b)                                                            \
+  template <>                                                                                                                              \
+  struct WgmmaRegisterA<Element, N> {                                                                                                      \
+    __device__ static void issue(float (&d)[count], const std::uint32_t* a, std::uint64_t b) {                                             \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                                                              \
+                   "wgmma.mma_async.sync.aligned.m64n" #N types " {" TRIBUTARY_NAMES##count "}, {" places_a "}, " place_b                  \
+                   ", p, 1, 1, 1;\n}\n"                                                                                                    \
+                   : TRIBUTARY_D##count : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                             \
+    }                                                                                                                                      \
+  };
+#define TRIBUTARY_WGMMA_REGISTER_A_HALVES(N, count, places_a, place_b)                                                                     \
+  TRIBUTARY_WGMMA_REGISTER_A(bfloat16_t, N, count, "k16.f32.bf16.bf16", places_a, place_b)                                                 \
+  TRIBUTARY_WGMMA_REGISTER_A(half_t, N, count, "k16.f32.f16.f16", places_a, place_b)
+TRIBUTARY_WGMMA_REGISTER_A_HALVES(64, 32, "%32, %33, %34, %35", "%36")
+TRIBUTARY_WGMMA_REGISTER_A_HALVES(128, 64, "%64, %65, %66, %67", "%68")
+TRIBUTARY_WGMMA_REGISTER_A_HALVES(192, 96, "%96, %97, %98, %99", "%100")
+TRIBUTARY_WGMMA_REGISTER_A_HALVES(256, 128, "%128, %129, %130, %131", "%132")
 // clang-format on
 
-template <>
-struct Wgmma64x256<bfloat16_t> {
-  TRIBUTARY_WGMMA_64x256("m64n256k16.f32.bf16.bf16", ", 0, 0")
-};
-template <>
-struct Wgmma64x256<half_t> {
-  TRIBUTARY_WGMMA_64x256("m64n256k16.f32.f16.f16", ", 0, 0")
-};
-template <>
-struct Wgmma64x256<float8_e4m3_t> {
-  TRIBUTARY_WGMMA_64x256("m64n256k32.f32.e4m3.e4m3", "")
-};
-
-#undef TRIBUTARY_WGMMA_64x256
+#undef TRIBUTARY_D8
+#undef TRIBUTARY_D32
+#undef TRIBUTARY_D40
+#undef TRIBUTARY_D56
+#undef TRIBUTARY_D64
+#undef TRIBUTARY_D88
+#undef TRIBUTARY_D96
+#undef TRIBUTARY_D128
+#undef TRIBUTARY_NAMES32
+#undef TRIBUTARY_NAMES40
+#undef TRIBUTARY_NAMES56
+#undef TRIBUTARY_NAMES64
+#undef TRIBUTARY_NAMES88
+#undef TRIBUTARY_NAMES96
+#undef TRIBUTARY_NAMES128
+#undef TRIBUTARY_WGMMA
+#undef TRIBUTARY_WGMMA_HALVES
+#undef TRIBUTARY_WGMMA_REGISTER_A
+#undef TRIBUTARY_WGMMA_REGISTER_A_HALVES
 
 /// Descriptor of a matrix in shared memory whose rows of `RowBytes` (128 or 64) were swizzled by the copy engine; the depth runs along a
 /// row, groups of 8 rows follow one another.
@@ -78,6 +117,12 @@ __device__ inline std::uint64_t matrix_descriptor(std::uint32_t address) {
   static_assert(RowBytes == 128 || RowBytes == 64);
   constexpr std::uint64_t swizzle = RowBytes == 128 ? 1 : 2, group = 8 * RowBytes / 16;
   return static_cast<std::uint64_t>((address & 0x3ffff) >> 4) | (1ull << 16) | (group << 32) | (swizzle << 62);
+}
+
+/// The same where the depth runs across rows of 128 bytes: 8 rows follow one another, the next 64 columns lie `panel_bytes` further.
+__device__ inline std::uint64_t transposed_descriptor(std::uint32_t address, int panel_bytes) {
+  return static_cast<std::uint64_t>((address & 0x3ffff) >> 4) | (static_cast<std::uint64_t>(panel_bytes / 16) << 16) | (64ull << 32) |
+         (1ull << 62);
 }
 
 }  // namespace Tributary::Impl::SM90::ptx

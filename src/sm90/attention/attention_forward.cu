@@ -1,0 +1,369 @@
+#include <algorithm>
+
+#include "sm90/attention/attention.hpp"
+#include "sm90/attention/load.cuh"
+#include "sm90/attention/softmax.cuh"
+#include "sm90/device.hpp"
+#include "sm90/ptx/wgmma.cuh"
+#include "sm90/tensor_map.hpp"
+
+// O = softmax(x) V, tiles of queries against a stream of tiles of keys and values.
+//
+// One team an SM draws work items.  One warp loads; two or three warpgroups multiply, each with 64 queries of its own: products with a tile
+// of keys, their softmax in registers, and the weights from there against the tile of values.  They take turns at the tensor cores, so
+// that one's softmax goes on under the others' products; within a warpgroup, products with the next keys come before the sum of values.
+
+namespace Tributary::Impl::SM90 {
+namespace {
+
+template <class Tile>
+class Attender {
+ public:
+  using Element = typename Tile::Element;
+
+  __device__ Attender(const AttentionForwardCall& call, AttentionShared<Tile>& shared, unsigned char* scratch, int warp, int lane)
+      : call_(call),
+        shared_(shared),
+        group_(warp / 4),
+        warp_row_(warp * 16),
+        lane_(lane),
+        cleans_(call.cleans_values()),
+        query_(ptx::matrix_descriptor<128>(ptx::shared_address(scratch) + static_cast<std::uint32_t>(warp / 4 * Tile::query_bytes))),
+        key_(ptx::matrix_descriptor<128>(ptx::shared_address(scratch + Tile::keys_offset))),
+        value_(ptx::transposed_descriptor(ptx::shared_address(scratch + Tile::values_offset), Tile::key_panel_bytes)) {}
+
+  __device__ void run() {
+    if (group_ == Tile::groups - 1) ptx::bar_arrive(turn_of(0), 256);
+    for (;; piece_at_.next()) {
+      ptx::mbarrier_wait(&shared_.piece_full[piece_at_.slot], piece_at_.round);
+      const AttentionPiece& piece = shared_.pieces[piece_at_.slot];
+      if (piece.batch < 0) break;
+      attend(piece);
+      __syncwarp();
+      if (lane_ == 0) ptx::mbarrier_arrive(&shared_.piece_empty[piece_at_.slot]);
+    }
+  }
+
+ private:
+  // Named barriers: whose turn it is to multiply.
+  __device__ static int turn_of(int group) { return 1 + group; }
+
+  __device__ void attend(const AttentionPiece& piece) {
+    RowSoftmax<Tile> softmax(call_, piece, warp_row_, lane_);
+    float            sums[Tile::value_dim / 2];
+#pragma unroll
+    for (float& sum : sums) sum = 0.0f;
+    if (piece.key_tiles > 0) {
+      float         scores[Tile::keys / 2], rescale[2];
+      std::uint32_t weights[Tile::keys / 4];
+      ptx::mbarrier_wait(&shared_.query_full, query_round_);
+      query_round_ ^= 1;
+      ptx::mbarrier_wait(&shared_.key_full[key_at_.slot], key_at_.round);
+      __syncwarp();  // wgmma and its barriers want whole warps
+      multiply_keys(scores);
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(scores);
+      release(&shared_.key_empty[key_at_.slot]);
+      key_at_.next();
+      softmax.soften(scores, piece.last_tile, rescale);
+      pack(scores, weights);
+#pragma unroll 1
+      for (int n = 1; n < piece.key_tiles; ++n) {
+        ptx::mbarrier_wait(&shared_.key_full[key_at_.slot], key_at_.round);
+        ptx::mbarrier_wait(values_ready(), value_at_.round);
+        __syncwarp();
+        ptx::bar_sync(turn_of(group_), 256);
+        multiply_keys(scores);
+        multiply_values(sums, weights);  // of the tile before
+        ptx::bar_arrive(turn_of((group_ + 1) % Tile::groups), 256);
+        ptx::wgmma_wait_group<1>();
+        ptx::pin(scores);
+        release(&shared_.key_empty[key_at_.slot]);
+        key_at_.next();
+        softmax.soften(scores, piece.last_tile - n, rescale);
+        ptx::wgmma_wait_group<0>();
+        ptx::pin(sums);
+        ptx::pin(scores);
+        release(&shared_.value_empty[value_at_.slot]);
+        value_at_.next();
+        pack(scores, weights);
+        if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+#pragma unroll
+          for (int i = 0; i < Tile::value_dim / 2; ++i) sums[i] *= rescale[i / 2 % 2];
+        }
+      }
+      release(&shared_.query_empty);
+      ptx::mbarrier_wait(values_ready(), value_at_.round);
+      __syncwarp();
+      multiply_values(sums, weights);
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(sums);
+      release(&shared_.value_empty[value_at_.slot]);
+      value_at_.next();
+    }
+    store(softmax, sums);
+  }
+
+  __device__ std::uint64_t* values_ready() const {
+    return cleans_ ? &shared_.value_clean[value_at_.slot] : &shared_.value_full[value_at_.slot];
+  }
+
+  __device__ void release(std::uint64_t* barrier) const {
+    __syncwarp();
+    if (lane_ == 0) ptx::mbarrier_arrive(barrier);
+  }
+
+  /// scores = queries x a tile of keys; issued, not waited for.
+  __device__ void multiply_keys(float (&scores)[Tile::keys / 2]) const {
+    const std::uint64_t key = key_ + static_cast<std::uint64_t>(key_at_.slot * (Tile::key_bytes / 16));
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < Tile::head_dim / 16; ++step) {
+      const int panel = step / 4, in_panel = step % 4 * 2;  // addresses in units of 16 bytes
+      ptx::Wgmma<Element, Tile::keys>::issue(scores, query_ + static_cast<std::uint64_t>(panel * (Tile::query_panel_bytes / 16) + in_panel),
+                                             key + static_cast<std::uint64_t>(panel * (Tile::key_panel_bytes / 16) + in_panel), step != 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// sums += weights x a tile of values; issued, not waited for.
+  __device__ void multiply_values(float (&sums)[Tile::value_dim / 2], const std::uint32_t (&weights)[Tile::keys / 4]) const {
+    const std::uint64_t value = value_ + static_cast<std::uint64_t>(value_at_.slot * (Tile::value_bytes / 16));
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < Tile::keys / 16; ++step)
+      ptx::WgmmaRegisterA<Element, Tile::value_dim>::issue(sums, weights + 4 * step,
+                                                           value + static_cast<std::uint64_t>(step * (16 * Tile::panel_row_bytes / 16)));
+    ptx::wgmma_commit_group();
+  }
+
+  __device__ static void pack(const float (&scores)[Tile::keys / 2], std::uint32_t (&weights)[Tile::keys / 4]) {
+#pragma unroll
+    for (int i = 0; i < Tile::keys / 4; ++i) weights[i] = two_of<Element>(scores[2 * i], scores[2 * i + 1]);
+  }
+
+  __device__ void store(RowSoftmax<Tile>& softmax, const float (&sums)[Tile::value_dim / 2]) const {
+    const AttentionForwardOutput& output = call_.output;
+    AttentionRowFactors           factors[2];
+    softmax.finish(factors);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (!softmax.exists(r)) continue;
+      const QueryPlace   i  = softmax.place(r);
+      const std::int64_t to = i.batch * output.out_strides[0] + i.row * output.out_strides[1] + i.head * output.out_strides[2];
+      const std::int64_t from =
+          i.batch * output.previous_out_strides[0] + i.row * output.previous_out_strides[1] + i.head * output.previous_out_strides[2];
+#pragma unroll
+      for (int n = 0; n < Tile::value_dim / 8; ++n) {
+        const int column = 8 * n + 2 * (lane_ % 4);
+        float     value[2];
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          value[c] = factors[r].here == 0.0f ? 0.0f : sums[4 * n + 2 * r + c] * factors[r].here;
+          if (factors[r].previous != 0.0f && column + c < call_.problem.value_dim)
+            value[c] += factors[r].previous * output.previous_out[from + column + c];
+        }
+        // A pair at a time: the level takes outputs whose rows are aligned.
+        if (column + 1 < call_.problem.value_dim) {
+          if (output.out_is_float)
+            *reinterpret_cast<float2*>(static_cast<float*>(output.out) + to + column) = {value[0], value[1]};
+          else
+            *reinterpret_cast<std::uint32_t*>(static_cast<Element*>(output.out) + to + column) = two_of<Element>(value[0], value[1]);
+        } else if (column < call_.problem.value_dim) {
+          store_as<Element>(output.out_is_float, output.out, to + column, value[0]);
+        }
+      }
+    }
+  }
+
+  const AttentionForwardCall& call_;
+  AttentionShared<Tile>&      shared_;
+  const int                   group_, warp_row_, lane_;
+  const bool                  cleans_;
+  const std::uint64_t         query_, key_, value_;  // descriptors: of this warpgroup's queries, of the first stages
+  RingPosition<2>             piece_at_;
+  RingPosition<Tile::stages>  key_at_, value_at_;
+  std::uint32_t               query_round_ = 0;
+};
+
+template <class Tile>
+struct AttentionForwardFunctor {
+  AttentionForwardCall call;
+
+  KOKKOS_FUNCTION void operator()(const Member& team) const {
+    KOKKOS_IF_ON_DEVICE((run(team);))
+    KOKKOS_IF_ON_HOST((static_cast<void>(team);))
+  }
+
+ private:
+  __device__ void run(const Member& team) const {
+    unsigned char* const scratch = aligned_scratch(team, Tile::scratch_bytes);
+    auto&                shared  = *reinterpret_cast<AttentionShared<Tile>*>(scratch + Tile::state_offset);
+    static_assert(sizeof(shared) <= Tile::state_bytes);
+    const int thread = thread_of_team(), warp = __shfl_sync(0xffffffffu, thread / 32, 0), lane = thread % 32;
+    if (thread == 0) initialise(shared);
+    __syncthreads();
+    // One branch a warpgroup: each divides the registers once.
+    if (warp < Tile::math_warps) {
+      ptx::setmaxnreg_inc<Tile::math_registers>();
+      Attender<Tile>(call, shared, scratch, warp, lane).run();
+    } else {
+      ptx::setmaxnreg_dec<Tile::other_registers>();
+      if (warp == Tile::math_warps && lane == 0) AttentionLoader<Tile>(call, shared, scratch).run(team.league_rank(), team.league_size());
+      if (warp == Tile::math_warps + 1 && call.cleans_values()) clean_values<Tile>(call, shared, scratch, lane);
+    }
+    exit_thread();
+  }
+
+  __device__ void initialise(AttentionShared<Tile>& shared) const {
+    ptx::mbarrier_init(&shared.query_full, 1);
+    ptx::mbarrier_init(&shared.query_empty, Tile::math_warps);
+    for (int i = 0; i < Tile::stages; ++i) {
+      ptx::mbarrier_init(&shared.key_full[i], 1);
+      ptx::mbarrier_init(&shared.key_empty[i], Tile::math_warps);
+      ptx::mbarrier_init(&shared.value_full[i], 1);
+      ptx::mbarrier_init(&shared.value_clean[i], 1);
+      ptx::mbarrier_init(&shared.value_empty[i], Tile::math_warps);
+    }
+    for (int i = 0; i < 2; ++i) {
+      ptx::mbarrier_init(&shared.piece_full[i], 1);
+      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + (call.cleans_values() ? 1 : 0));
+    }
+    ptx::fence_mbarrier_init();
+  }
+};
+
+/// Puts what changes from call to call where the kernel finds it, also in a graph that is replayed.
+struct PrepareFunctor {
+  AttentionMaps  maps;
+  AttentionMaps* to;
+  std::int32_t*  next_item;
+
+  KOKKOS_FUNCTION void operator()(int) const {
+    *to        = maps;
+    *next_item = 0;
+  }
+};
+
+CUtensorMap map_of(const AttentionProblem& p, const void* data, const std::int64_t (&strides)[3], std::int64_t rows, std::int32_t heads,
+                   std::int32_t columns, int box_rows) {
+  return tensor_map<4>(
+      p.type, data,
+      {.extents = {columns, heads, rows, p.batch}, .strides = {strides[2], strides[1], strides[0]}, .box = {64, 1, box_rows, 1}});
+}
+
+template <class Tile>
+void run(const Kokkos::Cuda& exec, const AttentionForwardCall& call) {
+  const AttentionProblem& p = call.problem;
+  // Without keys nothing is loaded, but a map wants an address.
+  const void* const   key   = p.keys > 0 ? p.key : p.query;
+  const void* const   value = p.keys > 0 ? p.value : p.query;
+  const AttentionMaps maps{.query = map_of(p, p.query, p.query_strides, p.queries, p.heads, p.head_dim, Tile::group_rows),
+                           .key   = map_of(p, key, p.key_strides, p.keys, p.key_heads, p.head_dim, Tile::keys),
+                           .value = map_of(p, value, p.value_strides, p.keys, p.key_heads, p.value_dim, Tile::keys)};
+  using One = Kokkos::RangePolicy<Kokkos::Cuda, Kokkos::Experimental::WorkItemProperty::HintLightWeight_t>;
+  Kokkos::parallel_for("Tributary::attention_forward::hopper::prepare", One(exec, 0, 1),
+                       PrepareFunctor{maps, static_cast<AttentionMaps*>(call.plan.maps), call.plan.next_item});
+  launch_teams<Tile::team_threads, 1>("Tributary::attention_forward::hopper", exec, call.plan.teams, Tile::scratch_bytes,
+                                      AttentionForwardFunctor<Tile>{call});
+}
+
+/// The tile's head dimension for one of the problem.
+int tile_dim(std::int32_t dim) { return dim <= 64 ? 64 : (dim <= 128 ? 128 : (dim <= 192 ? 192 : 256)); }
+int tile_rows(const AttentionProblem& p) { return std::max(tile_dim(p.head_dim), tile_dim(p.value_dim)) == 64 ? 192 : 128; }
+
+bool plain_scores(const AttentionProblem& p) {
+  return p.softcap == 0 && p.alibi_slopes == nullptr && p.relative_bias == nullptr && p.additive_mask == nullptr && p.key_keep == nullptr &&
+         p.keep == nullptr && !p.has_dropout && p.scale > 1e-20f && p.scale < 1e20f;
+}
+
+// The instantiations of this level.
+template <class Element, int HeadDim, int ValueDim>
+void run_scores(const Kokkos::Cuda& exec, const AttentionForwardCall& call) {
+  if (!plain_scores(call.problem))
+    run<AttentionTile<Element, HeadDim, ValueDim, Scores::biased, false>>(exec, call);
+  else if (call.problem.right >= 0 && HeadDim == 128)
+    run<AttentionTile<Element, HeadDim, ValueDim, Scores::plain, HeadDim == 128>>(exec, call);
+  else
+    run<AttentionTile<Element, HeadDim, ValueDim, Scores::plain, false>>(exec, call);
+}
+
+template <class Element>
+void run_dimensions(const Kokkos::Cuda& exec, const AttentionForwardCall& call) {
+  const int head_dim = tile_dim(call.problem.head_dim), value_dim = tile_dim(call.problem.value_dim);
+  if (head_dim == 192 && value_dim <= 128) return run_scores<Element, 192, 128>(exec, call);
+  switch (std::max(head_dim, value_dim)) {
+    case 64: return run_scores<Element, 64, 64>(exec, call);
+    case 128: return run_scores<Element, 128, 128>(exec, call);
+    case 192: return run_scores<Element, 192, 192>(exec, call);
+    default: return run_scores<Element, 256, 256>(exec, call);
+  }
+}
+
+bool multiple_of_16_bytes(const void* base, const std::int64_t (&extents)[3], const std::int64_t (&strides)[3], std::int64_t element_size) {
+  if (reinterpret_cast<std::uintptr_t>(base) % 16 != 0) return false;
+  for (int d = 0; d < 3; ++d) {
+    const std::int64_t bytes = strides[d] * element_size;
+    if (extents[d] > 1 && (bytes <= 0 || bytes % 16 != 0 || bytes >= std::int64_t{1} << 40)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+template <class Exec>
+std::string no_attention_forward(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary,
+                                 const AttentionForwardArguments& arguments) {
+  if (!sm90_code_runs(exec.cuda_device())) return "the device has not compute capability 9.0";
+  if (p.type == ElementType::float32) return "the element type is float";
+  if (p.head_dim > 256 || p.value_dim > 256) return "it takes head dimensions up to 256";
+  if (p.batch > 0x7fffffff / std::max<std::int64_t>(p.heads, 1)) return "there are more than 2^31 heads";
+  if (std::max(p.queries, p.keys) >= std::int64_t{1} << 30) return "there are 2^30 or more queries or keys";
+  if (rotary.dims > 0 && p.head_dim % 8 != 0) return "rows of rotated heads are no multiples of 16 bytes";
+  const std::int64_t out_size = arguments.out_type == ElementType::float32 ? 4 : 2;
+  if (rotary.dims == 0 && !multiple_of_16_bytes(p.query, {p.batch, p.queries, p.heads}, p.query_strides, 2))
+    return "query's base or strides are no multiples of 16 bytes";
+  if (rotary.dims == 0 && p.keys > 0 && !multiple_of_16_bytes(p.key, {p.batch, p.keys, p.key_heads}, p.key_strides, 2))
+    return "key's base or strides are no multiples of 16 bytes";
+  if (p.keys > 0 && !multiple_of_16_bytes(p.value, {p.batch, p.keys, p.key_heads}, p.value_strides, 2))
+    return "value's base or strides are no multiples of 16 bytes";
+  const Tensor<void, 4>& out = arguments.out;
+  if (!multiple_of_16_bytes(out.data, {p.batch, p.queries, p.heads}, {out.strides[0], out.strides[1], out.strides[2]}, out_size))
+    return "out's base or strides are no multiples of 16 bytes";
+  return "";
+}
+
+template <class Exec>
+AttentionForwardPlan plan_attention_forward(const Exec& exec, const AttentionProblem& p, WorkspaceLayout& layout) {
+  const int            rows = tile_rows(p);
+  AttentionForwardPlan plan{};
+  plan.blocks = (p.queries + rows - 1) / rows;
+  // Half of the second-level cache for the keys and values of the pairs that are worked on together.
+  const std::int64_t pairs         = p.batch * p.heads,
+                     bytes_of_pair = 2 * p.keys * (p.head_dim + p.value_dim) * p.key_heads / std::max(p.heads, 1);
+  plan.section =
+      std::clamp<std::int64_t>((std::int64_t{32} << 20) / std::max<std::int64_t>(bytes_of_pair, 1), 1, std::max<std::int64_t>(pairs, 1));
+  plan.teams     = static_cast<std::int32_t>(std::min<std::int64_t>(exec.cuda_device_prop().multiProcessorCount, pairs * plan.blocks));
+  plan.maps      = layout.take<AttentionMaps>(1);
+  plan.next_item = layout.take<std::int32_t>(1);
+  return plan;
+}
+
+template <class Exec>
+void attention_forward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets, const AttentionForwardPlan& plan,
+                       const AttentionForwardOutput& output) {
+  if (plan.teams == 0) return;
+  const AttentionForwardCall call{problem, buckets, plan, output};
+  if (problem.type == ElementType::bfloat16)
+    run_dimensions<bfloat16_t>(exec, call);
+  else
+    run_dimensions<half_t>(exec, call);
+}
+
+using Space = Kokkos::Cuda;
+template std::string no_attention_forward(const Space&, const AttentionProblem&, const RotaryProblem&, const AttentionForwardArguments&);
+template AttentionForwardPlan plan_attention_forward(const Space&, const AttentionProblem&, WorkspaceLayout&);
+template void                 attention_forward(const Space&, const AttentionProblem&, const BucketTable&, const AttentionForwardPlan&,
+                                                const AttentionForwardOutput&);
+
+}  // namespace Tributary::Impl::SM90

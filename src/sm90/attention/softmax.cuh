@@ -1,0 +1,195 @@
+#pragma once
+#include <type_traits>
+
+#include "sm90/attention/tile.cuh"
+
+// The online softmax of a warpgroup's 64 rows.  A thread has two of them, four neighbouring threads share these: products of the keys
+// 8 n + 2 (lane % 4) + {0, 1} with row lane / 4 of its warp in scores[4 n + {0, 1}], with row lane / 4 + 8 in scores[4 n + {2, 3}].
+
+namespace Tributary::Impl::SM90 {
+
+/// 2^x: one instruction of the special-function unit.
+__device__ inline float exp2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+/// Two weights as the tensor cores take them, the first one in the lower half.
+template <class Element>
+__device__ inline std::uint32_t two_of(float low, float high) {
+  std::uint32_t result;
+  if constexpr (std::is_same_v<Element, bfloat16_t>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+
+template <class Tile>
+class RowSoftmax {
+ public:
+  static constexpr int count = Tile::keys / 2;  // scores of a thread
+
+  /// \param warp_row  of the piece, the warp's first one
+  __device__ RowSoftmax(const AttentionForwardCall& call, const AttentionPiece& piece, int warp_row, int lane)
+      : call_(call), piece_(piece), warp_row_(warp_row), row_(warp_row + lane / 4), lane_(lane), column_(2 * (lane % 4)) {
+    factor_ = plain ? call.problem.scale * log2_e : log2_e;
+    // A window's ends only rise from row to row: what the warp's first and last row see, all see.
+    const std::int32_t last  = warp_row + 15 < piece.rows ? warp_row + 15 : piece.rows - 1;
+    const KeyInterval  early = window(warp_row), late = window(last);
+    clear_begin_ = static_cast<std::int32_t>(late.begin);
+    clear_end_   = late.begin < late.end ? static_cast<std::int32_t>(early.end) : 0;
+  }
+
+  /// Products with tile `tile` of the sequence's keys become weights e^(score - shift), not normalised, as their sum is.  Sums of values
+  /// so far are to be multiplied with rescale.
+  __device__ void soften(float (&scores)[count], int tile, float (&rescale)[2]) {
+    const std::int32_t first_key = tile * Tile::keys;
+    if constexpr (plain)
+      hide(scores, first_key);
+    else
+      bias(scores, first_key);
+    float greatest[2] = {scores[0], scores[2]};
+#pragma unroll
+    for (int i = 1; i < count; ++i) greatest[i / 2 % 2] = fmaxf(greatest[i / 2 % 2], scores[i]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      greatest[r] = fmaxf(greatest[r], __shfl_xor_sync(0xffffffffu, greatest[r], 1));
+      greatest[r] = fmaxf(greatest[r], __shfl_xor_sync(0xffffffffu, greatest[r], 2));
+      // The shift follows the maximum only when weights would pass 2^8, so that few tiles need rescaling.
+      const bool  moves = greatest[r] > max_[r] && (greatest[r] - max_[r]) * factor_ > 8.0f;
+      const float max   = moves ? greatest[r] : max_[r];
+      const float shift = max == -infinity ? 0.0f : (plain ? max * factor_ : max);  // nothing seen yet: 2^(-infinity - 0) = 0
+      rescale[r] = !moves ? 1.0f : (max_[r] == -infinity ? 0.0f : exp2_approx(plain ? shift_[r] - shift : (shift_[r] - shift) * factor_));
+      max_[r]    = max;
+      shift_[r]  = shift;
+      sum_[r] *= rescale[r];
+    }
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      const int r = i / 2 % 2;
+      scores[i]   = exp2_approx(plain ? fmaf(scores[i], factor_, -shift_[r]) : (scores[i] - shift_[r]) * factor_);
+      sum_[r] += scores[i];
+    }
+    if constexpr (!plain)
+      if (call_.problem.has_dropout) drop(scores, first_key);
+  }
+
+  /// After the last tile: what the rows' sums of values are multiplied with.  Writes their LSE.
+  __device__ void finish(AttentionRowFactors (&factors)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum_[r] += __shfl_xor_sync(0xffffffffu, sum_[r], 1);
+      sum_[r] += __shfl_xor_sync(0xffffffffu, sum_[r], 2);
+      factors[r] = {0.0f, 0.0f};
+      if (column_ == 0 && exists(r)) {
+        const float lse = sum_[r] == 0.0f ? -infinity : (plain ? shift_[r] / log2_e : shift_[r]) + logf(sum_[r]);
+        factors[r]      = finish_row(call_.problem, call_.output, place(r), lse, sum_[r]);
+      }
+      factors[r].here     = __shfl_sync(0xffffffffu, factors[r].here, lane_ & ~3);
+      factors[r].previous = __shfl_sync(0xffffffffu, factors[r].previous, lane_ & ~3);
+    }
+  }
+
+  /// Whether this thread's row r (0, 1) is one of the piece's.
+  __device__ bool exists(int r) const { return row_ + 8 * r < piece_.rows; }
+
+  __device__ QueryPlace place(int r) const {
+    const std::int32_t row = row_ + 8 * r;
+    return {piece_.batch, piece_.sequence, piece_.row + row, piece_.first_query + row, piece_.position + row, piece_.head};
+  }
+
+ private:
+  static constexpr bool  plain    = Tile::scores == Scores::plain;
+  static constexpr float infinity = __builtin_huge_valf(), largest = 3.402823466e38f, log2_e = 1.4426950408889634f;
+
+  /// The keys that a row of the piece may see.
+  __device__ KeyInterval window(std::int32_t row) const { return call_.problem.window(std::int64_t{piece_.position} + row, piece_.keys); }
+
+  /// Calls function(score, r, column) for this thread's scores, as straight-line code.
+  template <class Function>
+  __device__ void for_each(float (&scores)[count], const Function& function) const {
+#pragma unroll
+    for (int i = 0; i < count; ++i) function(scores[i], i / 2 % 2, i / 4 * 8 + i % 2 + column_);
+  }
+
+  /// Keys outside a row's window get -infinity.
+  __device__ void hide(float (&scores)[count], std::int32_t first_key) const {
+    if (first_key >= clear_begin_ && first_key + Tile::keys <= clear_end_) return;
+    std::int32_t begin[2], end[2];  // columns of the tile
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const KeyInterval in_window = window(row_ + 8 * r);
+      begin[r]                    = static_cast<std::int32_t>(clip(in_window.begin - first_key, 0, Tile::keys));
+      end[r]                      = static_cast<std::int32_t>(clip(in_window.end - first_key, 0, Tile::keys));
+    }
+    for_each(scores, [&](float& x, int r, int column) {
+      if (column < begin[r] || column >= end[r]) x = -infinity;
+    });
+  }
+
+  /// The formula of PairScores (attention_tile.hpp), an option at a time.  A row that does not exist reads the last one's options.
+  __device__ void bias(float (&scores)[count], std::int32_t first_key) const {
+    const AttentionProblem& p = call_.problem;
+    for_each(scores, [&](float& x, int, int) { x *= p.scale; });
+    if (p.softcap > 0.0f) for_each(scores, [&](float& x, int, int) { x = p.softcap * tanhf(x / p.softcap); });
+    const std::int32_t first_position = piece_.position + row_ - first_key;  // i' - j of the first row and column
+    if (p.alibi_slopes != nullptr) {
+      const float slope = p.alibi_slopes[piece_.sequence * p.alibi_stride + piece_.head];
+      for_each(scores, [&](float& x, int r, int column) { x -= slope * static_cast<float>(abs(first_position + 8 * r - column)); });
+    }
+    if (p.relative_bias != nullptr)
+      for_each(scores, [&](float& x, int r, int column) {
+        const std::int32_t relative = column - first_position - 8 * r;
+        const std::int32_t bucket   = call_.buckets.bucket[max(-p.max_distance, min(relative, p.max_distance)) + p.max_distance];
+        x += p.relative_bias[bucket * p.relative_bias_stride + piece_.head];
+      });
+    if (p.additive_mask != nullptr) {
+      const float* mask[2];
+      rows_of(p.additive_mask, p.additive_mask_strides, first_key, mask);
+      for_each(scores, [&](float& x, int r, int column) {
+        if (first_key + column < p.additive_mask_columns) x += mask[r][column];
+      });
+    }
+    // An infinite bias would make infinity - infinity of the maximum.
+    for_each(scores, [&](float& x, int, int) { x = x > largest ? largest : x; });
+    if (p.keep != nullptr) {
+      const std::uint8_t* keep[2];
+      rows_of(p.keep, p.keep_strides, first_key, keep);
+      for_each(scores, [&](float& x, int r, int column) {
+        if (first_key + column >= p.keep_columns || keep[r][column] == 0) x = -infinity;
+      });
+    }
+    if (p.key_keep != nullptr) {
+      const std::uint8_t* const keep = p.key_keep + piece_.batch * p.key_keep_stride + piece_.first_key + first_key;
+      for_each(scores, [&](float& x, int, int column) {
+        if (first_key + column >= piece_.keys || keep[column] == 0) x = -infinity;
+      });
+    }
+    hide(scores, first_key);
+  }
+
+  /// Where the options of this thread's two rows begin, for the tile's first key.
+  template <class Option>
+  __device__ void rows_of(const Option* option, const std::int64_t (&strides)[3], std::int32_t first_key, const Option* (&rows)[2]) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      rows[r] = option + piece_.batch * strides[0] + piece_.head * strides[1] +
+                (piece_.row + min(row_ + 8 * r, piece_.rows - 1)) * strides[2] + first_key;
+  }
+
+  __device__ void drop(float (&weights)[count], std::int32_t first_key) const {
+    DropoutRow rows[2] = {{call_.problem, place(0)}, {call_.problem, place(1)}};
+    for_each(weights, [&](float& weight, int r, int column) { weight *= rows[r].factor(first_key + column); });
+  }
+
+  const AttentionForwardCall& call_;
+  const AttentionPiece&       piece_;
+  const int                   warp_row_, row_, lane_, column_;  // this thread's first row; the second one is 8 further
+  float                       factor_;                          // of an exponent of 2
+  std::int32_t                clear_begin_, clear_end_;         // keys between them are in the windows of all of the warp's rows
+  float                       max_[2] = {-infinity, -infinity}, shift_[2] = {0.0f, 0.0f}, sum_[2] = {0.0f, 0.0f};
+};
+
+}  // namespace Tributary::Impl::SM90

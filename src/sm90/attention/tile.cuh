@@ -1,0 +1,98 @@
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "sm90/attention/attention.hpp"
+#include "sm90/launch.cuh"
+#include "sm90/pipeline.cuh"
+
+// Sizes of the attention kernels, their parameters, and what a team's warps share.
+
+namespace Tributary::Impl::SM90 {
+
+/// Which scores a kernel can make of products.
+enum class Scores {
+  plain,   // scaled, hidden by a window
+  biased,  // every option; each pair's score is worked out on its own
+};
+
+/// Keys of a tile: a register file holds the scores of 64 queries x keys and the sums of 64 x value_dim of a warpgroup, shared memory two
+/// tiles of keys and two of values.  Tiles of FlashAttention-3, but narrower ones where every pair is worked out on its own.
+constexpr int attention_keys(int head_dim, int value_dim, Scores scores, bool causal) {
+  if (scores == Scores::biased) return 64;
+  if (head_dim == 256) return 80;
+  if (head_dim == 192) return value_dim == 128 ? 128 : 112;
+  return head_dim == 128 && !causal ? 176 : 128;  // narrow: fewer hidden pairs along the diagonal
+}
+
+template <class Element_, int HeadDim, int ValueDim, Scores TheScores, bool Causal>
+struct AttentionTile {
+  using Element                  = Element_;
+  static constexpr Scores scores = TheScores;
+
+  static constexpr int head_dim = HeadDim, value_dim = ValueDim;  // of the problem, rounded up: what is missing comes as zeros
+  static constexpr int keys = attention_keys(HeadDim, ValueDim, TheScores, Causal);
+
+  // Short rows leave registers for a third warpgroup.
+  static constexpr int groups     = HeadDim == 64 ? 3 : 2;  // that multiply
+  static constexpr int group_rows = 64;                     // queries of a warpgroup: wgmma's M
+  static constexpr int rows       = groups * group_rows;
+  static constexpr int math_warps = 4 * groups, team_threads = 128 * (groups + 1);
+  static constexpr int math_registers = groups == 3 ? 152 : 232, other_registers = groups == 3 ? 56 : 40;
+
+  // A panel is 64 columns, 128 bytes, which the copy engine swizzles.
+  static constexpr int panel_columns = 64, panel_row_bytes = 128;
+  static constexpr int query_panel_bytes = group_rows * panel_row_bytes, key_panel_bytes = keys * panel_row_bytes;
+  static constexpr int query_bytes = HeadDim / panel_columns * query_panel_bytes;  // of a warpgroup
+  static constexpr int key_bytes = HeadDim / panel_columns * key_panel_bytes, value_bytes = ValueDim / panel_columns * key_panel_bytes;
+  static constexpr int stages = 2;
+
+  static constexpr int keys_offset   = groups * query_bytes;
+  static constexpr int values_offset = keys_offset + stages * key_bytes;
+  static constexpr int state_offset  = values_offset + stages * value_bytes;
+  static constexpr int state_bytes   = 512;
+  static constexpr int scratch_bytes = state_offset + state_bytes;
+  static_assert(scratch_bytes + scratch_alignment <= largest_scratch(4 * (groups + 1)));
+};
+
+struct AttentionMaps {
+  CUtensorMap query, key, value;
+};
+
+/// One launch of the kernel.
+struct AttentionForwardCall {
+  AttentionProblem       problem;
+  BucketTable            buckets;
+  AttentionForwardPlan   plan;
+  AttentionForwardOutput output;
+
+  __device__ const AttentionMaps* maps() const { return static_cast<const AttentionMaps*>(plan.maps); }
+  __device__ std::int64_t items() const { return problem.batch * problem.heads * plan.blocks; }
+  /// Whether rows of values must be zeroed before they are multiplied with weights of zero: rows that key_keep hides, and the next
+  /// sequence's, may hold anything.
+  __device__ bool cleans_values() const { return problem.key_keep != nullptr || problem.packed.cu_seqlens_q != nullptr; }
+};
+
+/// Query rows of one head in one sequence, at most a tile's, and the key tiles that they see.
+struct AttentionPiece {
+  std::int32_t batch;  // -1: there is no more work
+  std::int32_t head, key_head;
+  std::int32_t row, rows;              // of the tensors
+  std::int32_t sequence, first_query;  // row's number in it
+  std::int32_t position;               // i' of the first row
+  std::int32_t first_key, keys;        // of the sequence: row of the tensors, number
+  std::int32_t key_tiles, last_tile;   // visited downwards, from this tile of the sequence on
+};
+
+template <class Tile>
+struct AttentionShared {
+  std::uint64_t  query_full, query_empty;
+  std::uint64_t  key_full[Tile::stages], key_empty[Tile::stages];
+  std::uint64_t  value_full[Tile::stages], value_clean[Tile::stages], value_empty[Tile::stages];
+  std::uint64_t  piece_full[2], piece_empty[2];
+  AttentionPiece pieces[2];
+};
+
+}  // namespace Tributary::Impl::SM90
