@@ -123,6 +123,27 @@ TEST_P(AttentionRandom, HalfOptions) { random_options<half_t>(level(), 3, 20); }
 TEST_P(AttentionRandom, FloatOutOfBfloat16) { random_options<bfloat16_t, float>(level(), 4, 10); }
 TEST_P(AttentionRandom, FloatOutOfHalf) { random_options<half_t, float>(level(), 5, 10); }
 
+#if defined(TRIBUTARY_ENABLE_SM90)
+/// Forward at the Hopper level, which takes rows of whole 16 bytes.
+template <class Element>
+void random_options_on_hopper(std::uint32_t stream) {
+  SCOPED_TRACE(seed_text());
+  Random random(stream);
+  for (int i = 0; i < 60 && !testing::Test::HasFailure(); ++i) {
+    SCOPED_TRACE("case " + std::to_string(i));
+    auto shape      = random_shape(random);
+    shape.head_dim  = choice<std::int64_t>(random, {8, 32, 64, 96, 128, 192, 256});
+    shape.value_dim = choice<std::int64_t>(random, {8, 64, 80, 128});
+    const auto in   = with_random_options<Element>(random, shape);
+    SCOPED_TRACE(text(shape));
+    expect_close(AttentionCall<Element>(Level::hopper, in).forward(), exact_formula(in).forward(), naive_formula(in).forward());
+  }
+}
+class AttentionRandomHopper : public HopperTest {};
+TEST_F(AttentionRandomHopper, Bfloat16Options) { random_options_on_hopper<bfloat16_t>(20); }
+TEST_F(AttentionRandomHopper, HalfOptions) { random_options_on_hopper<half_t>(21); }
+#endif
+
 template <class Element>
 void head_dimensions(Level level, std::uint32_t stream) {
   SCOPED_TRACE(seed_text());

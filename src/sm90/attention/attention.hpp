@@ -6,8 +6,8 @@
 #include "attention/attention_tile.hpp"
 #include "common/workers.hpp"
 
-// The Hopper level of attention_forward, as the dispatch sees it.  Templates, so that the dispatch compiles where there is no CUDA; they
-// exist for Kokkos::Cuda.
+// The Hopper level of attention_forward and attention_backward, as the dispatch sees it.  Templates, so that the dispatch compiles where
+// there is no CUDA; they exist for Kokkos::Cuda.
 
 namespace Tributary::Impl::SM90 {
 
@@ -32,5 +32,56 @@ AttentionForwardPlan plan_attention_forward(const Exec& exec, const AttentionPro
 template <class Exec>
 void attention_forward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets, const AttentionForwardPlan& plan,
                        const AttentionForwardOutput& output);
+
+/// Why the level cannot take a call; empty if it can.
+template <class Exec>
+std::string no_attention_backward(const Exec& exec, const AttentionProblem& problem, const RotaryProblem& rotary,
+                                  const AttentionBackwardArguments& arguments);
+
+/// Queries and keys that are worked on together; the former also cut the sums below.
+inline constexpr int gradient_queries = 64, gradient_keys = 128;
+/// Sums of gradients of gradient_queries queries, 64 columns of one head.
+inline constexpr int gradient_panel_floats = gradient_queries * 64;
+
+/// Per query row and head, [B, Hq, Sq]: attention's RowStatistics.
+struct AttentionStatistics {
+  const float *lse, *shift, *share;  // share null: 1
+};
+
+/// Where the gradient of a tensor goes, of its type or float; strides of batch, row, head.
+struct AttentionGradientOutput {
+  void*        data;
+  bool         is_float;
+  std::int64_t strides[3];
+};
+
+/// How a call is cut, and its part of the workspace.  The keys' kernel adds to the gradients of queries, tile by tile of keys in the order
+/// of the keys: a block waits for its turn.
+struct AttentionBackwardPlan {
+  std::int64_t  blocks;   // of key rows, for each batch entry and key head
+  std::int64_t  section;  // (batch entry, key head) pairs that are worked on together, so that their queries and sums stay in L2
+  std::int64_t  slots;    // tiles of queries in a batch entry; a packed sequence's last one may be followed by one that is not used
+  std::int32_t  teams;
+  void*         maps;       // of queries, keys, values and gradients of outputs, for the copy engine
+  std::int32_t* next_item;  // the queue of work items
+  std::int32_t* turns;      // [batch][slot][head]: blocks of keys that have been added
+  float*        sums;       // [batch][slot][head][panel of 64 columns][gradient_panel_floats], in the order of registers
+
+  /// The number of a sequence's tile of queries; query_row: of the sequence's first query.
+  KOKKOS_INLINE_FUNCTION std::int64_t slot(std::int64_t batch, const PackedOffsets& packed, std::int64_t query_row, std::int64_t sequence,
+                                           std::int64_t tile) const {
+    return batch * slots + query_row / gradient_queries + (packed.cu_seqlens_q == nullptr ? 0 : sequence) + tile;
+  }
+};
+
+template <class Exec>
+AttentionBackwardPlan plan_attention_backward(const Exec& exec, const AttentionProblem& problem, WorkspaceLayout& layout);
+
+/// The problem's queries and keys are rotated already, the gradients of theirs are not turned back here.
+template <class Exec>
+void attention_backward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets,
+                        const AttentionStatistics& statistics, const void* grad_out, const std::int64_t (&grad_out_strides)[3],
+                        const AttentionBackwardPlan& plan, const AttentionGradientOutput& grad_query,
+                        const AttentionGradientOutput& grad_key, const AttentionGradientOutput& grad_value);
 
 }  // namespace Tributary::Impl::SM90

@@ -3,9 +3,7 @@
 #include "sm90/attention/attention.hpp"
 #include "sm90/attention/load.cuh"
 #include "sm90/attention/softmax.cuh"
-#include "sm90/device.hpp"
 #include "sm90/ptx/wgmma.cuh"
-#include "sm90/tensor_map.hpp"
 
 // O = softmax(x) V, tiles of queries against a stream of tiles of keys and values.
 //
@@ -66,7 +64,7 @@ class Attender {
       release(&shared_.key_empty[key_at_.slot]);
       key_at_.next();
       softmax.soften(scores, piece.last_tile, rescale);
-      pack(scores, weights);
+      pack<Element>(scores, weights);
 #pragma unroll 1
       for (int n = 1; n < piece.key_tiles; ++n) {
         ptx::mbarrier_wait(&shared_.key_full[key_at_.slot], key_at_.round);
@@ -86,7 +84,7 @@ class Attender {
         ptx::pin(scores);
         release(&shared_.value_empty[value_at_.slot]);
         value_at_.next();
-        pack(scores, weights);
+        pack<Element>(scores, weights);
         if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
 #pragma unroll
           for (int i = 0; i < Tile::value_dim / 2; ++i) sums[i] *= rescale[i / 2 % 2];
@@ -133,13 +131,8 @@ class Attender {
 #pragma unroll
     for (int step = 0; step < Tile::keys / 16; ++step)
       ptx::WgmmaRegisterA<Element, Tile::value_dim>::issue(sums, weights + 4 * step,
-                                                           value + static_cast<std::uint64_t>(step * (16 * Tile::panel_row_bytes / 16)));
+                                                           value + static_cast<std::uint64_t>(step * (16 * panel_row_bytes / 16)));
     ptx::wgmma_commit_group();
-  }
-
-  __device__ static void pack(const float (&scores)[Tile::keys / 2], std::uint32_t (&weights)[Tile::keys / 4]) {
-#pragma unroll
-    for (int i = 0; i < Tile::keys / 4; ++i) weights[i] = two_of<Element>(scores[2 * i], scores[2 * i + 1]);
   }
 
   __device__ void store(RowSoftmax<Tile>& softmax, const float (&sums)[Tile::value_dim / 2]) const {
@@ -163,15 +156,7 @@ class Attender {
           if (factors[r].previous != 0.0f && column + c < call_.problem.value_dim)
             value[c] += factors[r].previous * output.previous_out[from + column + c];
         }
-        // A pair at a time: the level takes outputs whose rows are aligned.
-        if (column + 1 < call_.problem.value_dim) {
-          if (output.out_is_float)
-            *reinterpret_cast<float2*>(static_cast<float*>(output.out) + to + column) = {value[0], value[1]};
-          else
-            *reinterpret_cast<std::uint32_t*>(static_cast<Element*>(output.out) + to + column) = two_of<Element>(value[0], value[1]);
-        } else if (column < call_.problem.value_dim) {
-          store_as<Element>(output.out_is_float, output.out, to + column, value[0]);
-        }
+        store_pair<Element>(output.out_is_float, output.out, to, column, call_.problem.value_dim, value[0], value[1]);
       }
     }
   }
@@ -233,49 +218,24 @@ struct AttentionForwardFunctor {
   }
 };
 
-/// Puts what changes from call to call where the kernel finds it, also in a graph that is replayed.
-struct PrepareFunctor {
-  AttentionMaps  maps;
-  AttentionMaps* to;
-  std::int32_t*  next_item;
-
-  KOKKOS_FUNCTION void operator()(int) const {
-    *to        = maps;
-    *next_item = 0;
-  }
-};
-
-CUtensorMap map_of(const AttentionProblem& p, const void* data, const std::int64_t (&strides)[3], std::int64_t rows, std::int32_t heads,
-                   std::int32_t columns, int box_rows) {
-  return tensor_map<4>(
-      p.type, data,
-      {.extents = {columns, heads, rows, p.batch}, .strides = {strides[2], strides[1], strides[0]}, .box = {64, 1, box_rows, 1}});
-}
-
 template <class Tile>
 void run(const Kokkos::Cuda& exec, const AttentionForwardCall& call) {
-  const AttentionProblem& p = call.problem;
-  // Without keys nothing is loaded, but a map wants an address.
-  const void* const   key   = p.keys > 0 ? p.key : p.query;
-  const void* const   value = p.keys > 0 ? p.value : p.query;
-  const AttentionMaps maps{.query = map_of(p, p.query, p.query_strides, p.queries, p.heads, p.head_dim, Tile::group_rows),
-                           .key   = map_of(p, key, p.key_strides, p.keys, p.key_heads, p.head_dim, Tile::keys),
-                           .value = map_of(p, value, p.value_strides, p.keys, p.key_heads, p.value_dim, Tile::keys)};
-  using One = Kokkos::RangePolicy<Kokkos::Cuda, Kokkos::Experimental::WorkItemProperty::HintLightWeight_t>;
-  Kokkos::parallel_for("Tributary::attention_forward::hopper::prepare", One(exec, 0, 1),
-                       PrepareFunctor{maps, static_cast<AttentionMaps*>(call.plan.maps), call.plan.next_item});
+  const AttentionProblem& p    = call.problem;
+  const AttentionMaps     maps = [&] {
+    const auto map_of = [&](const void* data, const std::int64_t(&strides)[3], std::int64_t rows, std::int32_t heads, std::int32_t columns,
+                            int box_rows) { return attention_map(p.type, data, strides, p.batch, rows, heads, columns, box_rows); };
+    const CUtensorMap query = map_of(p.query, p.query_strides, p.queries, p.heads, p.head_dim, Tile::group_rows);
+    if (p.keys == 0) return AttentionMaps{query, query, query};  // nothing is loaded
+    return AttentionMaps{.query = query,
+                             .key   = map_of(p.key, p.key_strides, p.keys, p.key_heads, p.head_dim, Tile::keys),
+                             .value = map_of(p.value, p.value_strides, p.keys, p.key_heads, p.value_dim, Tile::keys)};
+  }();
+  prepare_maps("Tributary::attention_forward::hopper::prepare", exec, maps, call.plan.maps, call.plan.next_item);
   launch_teams<Tile::team_threads, 1>("Tributary::attention_forward::hopper", exec, call.plan.teams, Tile::scratch_bytes,
                                       AttentionForwardFunctor<Tile>{call});
 }
 
-/// The tile's head dimension for one of the problem.
-int tile_dim(std::int32_t dim) { return dim <= 64 ? 64 : (dim <= 128 ? 128 : (dim <= 192 ? 192 : 256)); }
 int tile_rows(const AttentionProblem& p) { return std::max(tile_dim(p.head_dim), tile_dim(p.value_dim)) == 64 ? 192 : 128; }
-
-bool plain_scores(const AttentionProblem& p) {
-  return p.softcap == 0 && p.alibi_slopes == nullptr && p.relative_bias == nullptr && p.additive_mask == nullptr && p.key_keep == nullptr &&
-         p.keep == nullptr && !p.has_dropout && p.scale > 1e-20f && p.scale < 1e20f;
-}
 
 // The instantiations of this level.
 template <class Element, int HeadDim, int ValueDim>
@@ -300,34 +260,15 @@ void run_dimensions(const Kokkos::Cuda& exec, const AttentionForwardCall& call) 
   }
 }
 
-bool multiple_of_16_bytes(const void* base, const std::int64_t (&extents)[3], const std::int64_t (&strides)[3], std::int64_t element_size) {
-  if (reinterpret_cast<std::uintptr_t>(base) % 16 != 0) return false;
-  for (int d = 0; d < 3; ++d) {
-    const std::int64_t bytes = strides[d] * element_size;
-    if (extents[d] > 1 && (bytes <= 0 || bytes % 16 != 0 || bytes >= std::int64_t{1} << 40)) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 template <class Exec>
 std::string no_attention_forward(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary,
                                  const AttentionForwardArguments& arguments) {
-  if (!sm90_code_runs(exec.cuda_device())) return "the device has not compute capability 9.0";
-  if (p.type == ElementType::float32) return "the element type is float";
   if (p.head_dim > 256 || p.value_dim > 256) return "it takes head dimensions up to 256";
-  if (p.batch > 0x7fffffff / std::max<std::int64_t>(p.heads, 1)) return "there are more than 2^31 heads";
-  if (std::max(p.queries, p.keys) >= std::int64_t{1} << 30) return "there are 2^30 or more queries or keys";
-  if (rotary.dims > 0 && p.head_dim % 8 != 0) return "rows of rotated heads are no multiples of 16 bytes";
-  const std::int64_t out_size = arguments.out_type == ElementType::float32 ? 4 : 2;
-  if (rotary.dims == 0 && !multiple_of_16_bytes(p.query, {p.batch, p.queries, p.heads}, p.query_strides, 2))
-    return "query's base or strides are no multiples of 16 bytes";
-  if (rotary.dims == 0 && p.keys > 0 && !multiple_of_16_bytes(p.key, {p.batch, p.keys, p.key_heads}, p.key_strides, 2))
-    return "key's base or strides are no multiples of 16 bytes";
-  if (p.keys > 0 && !multiple_of_16_bytes(p.value, {p.batch, p.keys, p.key_heads}, p.value_strides, 2))
-    return "value's base or strides are no multiples of 16 bytes";
-  const Tensor<void, 4>& out = arguments.out;
+  if (const std::string reason = no_attention_inputs(exec, p, rotary); !reason.empty()) return reason;
+  const Tensor<void, 4>& out      = arguments.out;
+  const std::int64_t     out_size = arguments.out_type == ElementType::float32 ? 4 : 2;
   if (!multiple_of_16_bytes(out.data, {p.batch, p.queries, p.heads}, {out.strides[0], out.strides[1], out.strides[2]}, out_size))
     return "out's base or strides are no multiples of 16 bytes";
   return "";

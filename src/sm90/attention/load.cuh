@@ -72,9 +72,9 @@ class AttentionLoader {
     query_round_ ^= 1;
     ptx::mbarrier_arrive_expect_tx(&shared_.query_full, Tile::groups * Tile::query_bytes);
     for (int group = 0; group < Tile::groups; ++group)
-      for (int panel = 0; panel < Tile::head_dim / Tile::panel_columns; ++panel)
+      for (int panel = 0; panel < Tile::head_dim / panel_columns; ++panel)
         ptx::cp_async_bulk_tensor(scratch_ + group * Tile::query_bytes + panel * Tile::query_panel_bytes, &call_.maps()->query,
-                                  &shared_.query_full, panel * Tile::panel_columns, piece.head, piece.row + group * Tile::group_rows,
+                                  &shared_.query_full, panel * panel_columns, piece.head, piece.row + group * Tile::group_rows,
                                   piece.batch);
     // The weights of a tile of keys wait for the products of the next one: so do its values.
     load_keys(piece, 0);
@@ -97,8 +97,7 @@ class AttentionLoader {
     ptx::mbarrier_arrive_expect_tx(&full[at.slot], bytes);
     for (int panel = 0; panel < bytes / Tile::key_panel_bytes; ++panel)
       ptx::cp_async_bulk_tensor(scratch_ + offset + at.slot * bytes + panel * Tile::key_panel_bytes, map, &full[at.slot],
-                                panel * Tile::panel_columns, piece.key_head, piece.first_key + (piece.last_tile - n) * Tile::keys,
-                                piece.batch);
+                                panel * panel_columns, piece.key_head, piece.first_key + (piece.last_tile - n) * Tile::keys, piece.batch);
     at.next();
   }
 
@@ -128,9 +127,9 @@ __device__ void clean_values(const AttentionForwardCall& call, AttentionShared<T
         const std::int32_t key = (piece.last_tile - n) * Tile::keys + r;
         if (key < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.first_key + key] != 0))
           continue;
-        for (int panel = 0; panel < Tile::value_dim / Tile::panel_columns; ++panel)
-          for (int i = 0; i < Tile::panel_row_bytes / 16; ++i)
-            reinterpret_cast<uint4*>(values + panel * Tile::key_panel_bytes + r * Tile::panel_row_bytes)[i] = uint4{};
+        for (int panel = 0; panel < Tile::value_dim / panel_columns; ++panel)
+          for (int i = 0; i < panel_row_bytes / 16; ++i)
+            reinterpret_cast<uint4*>(values + panel * Tile::key_panel_bytes + r * panel_row_bytes)[i] = uint4{};
       }
       ptx::fence_proxy_async();
       __syncwarp();

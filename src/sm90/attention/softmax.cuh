@@ -1,30 +1,11 @@
 #pragma once
-#include <type_traits>
-
+#include "sm90/attention/tensors.cuh"
 #include "sm90/attention/tile.cuh"
 
 // The online softmax of a warpgroup's 64 rows.  A thread has two of them, four neighbouring threads share these: products of the keys
 // 8 n + 2 (lane % 4) + {0, 1} with row lane / 4 of its warp in scores[4 n + {0, 1}], with row lane / 4 + 8 in scores[4 n + {2, 3}].
 
 namespace Tributary::Impl::SM90 {
-
-/// 2^x: one instruction of the special-function unit.
-__device__ inline float exp2_approx(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
-/// Two weights as the tensor cores take them, the first one in the lower half.
-template <class Element>
-__device__ inline std::uint32_t two_of(float low, float high) {
-  std::uint32_t result;
-  if constexpr (std::is_same_v<Element, bfloat16_t>)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  return result;
-}
 
 template <class Tile>
 class RowSoftmax {
@@ -102,7 +83,7 @@ class RowSoftmax {
 
  private:
   static constexpr bool  plain    = Tile::scores == Scores::plain;
-  static constexpr float infinity = __builtin_huge_valf(), largest = 3.402823466e38f, log2_e = 1.4426950408889634f;
+  static constexpr float infinity = __builtin_huge_valf(), largest = 3.402823466e38f;
 
   /// The keys that a row of the piece may see.
   __device__ KeyInterval window(std::int32_t row) const { return call_.problem.window(std::int64_t{piece_.position} + row, piece_.keys); }

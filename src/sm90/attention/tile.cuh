@@ -2,21 +2,15 @@
 #include <cuda.h>
 
 #include <cstdint>
-#include <type_traits>
 
 #include "sm90/attention/attention.hpp"
+#include "sm90/attention/tensors.cuh"
 #include "sm90/launch.cuh"
 #include "sm90/pipeline.cuh"
 
 // Sizes of the attention kernels, their parameters, and what a team's warps share.
 
 namespace Tributary::Impl::SM90 {
-
-/// Which scores a kernel can make of products.
-enum class Scores {
-  plain,   // scaled, hidden by a window
-  biased,  // every option; each pair's score is worked out on its own
-};
 
 /// Keys of a tile: a register file holds the scores of 64 queries x keys and the sums of 64 x value_dim of a warpgroup, shared memory two
 /// tiles of keys and two of values.  Tiles of FlashAttention-3, but narrower ones where every pair is worked out on its own.
@@ -40,10 +34,8 @@ struct AttentionTile {
   static constexpr int group_rows = 64;                     // queries of a warpgroup: wgmma's M
   static constexpr int rows       = groups * group_rows;
   static constexpr int math_warps = 4 * groups, team_threads = 128 * (groups + 1);
-  static constexpr int math_registers = groups == 3 ? 152 : 232, other_registers = groups == 3 ? 56 : 40;
+  static constexpr int math_registers = groups == 3 ? 160 : 232, other_registers = groups == 3 ? 32 : 40;
 
-  // A panel is 64 columns, 128 bytes, which the copy engine swizzles.
-  static constexpr int panel_columns = 64, panel_row_bytes = 128;
   static constexpr int query_panel_bytes = group_rows * panel_row_bytes, key_panel_bytes = keys * panel_row_bytes;
   static constexpr int query_bytes = HeadDim / panel_columns * query_panel_bytes;  // of a warpgroup
   static constexpr int key_bytes = HeadDim / panel_columns * key_panel_bytes, value_bytes = ValueDim / panel_columns * key_panel_bytes;

@@ -11,6 +11,9 @@ __device__ inline void bar_arrive(int barrier, int threads) { asm volatile("bar.
 /// Before the copy engine or a wgmma touches shared memory that ordinary instructions wrote or read.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+/// The same for device memory.
+__device__ inline void fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
 template <int Registers>
 __device__ inline void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));

@@ -28,4 +28,17 @@ __device__ inline void cp_async_bulk_tensor(void* to, const CUtensorMap* map, st
                : "memory");
 }
 
+/// Shared memory to device memory, or added to it; both in one piece, multiples of 16 bytes.
+__device__ inline void cp_async_bulk(void* to, const void* from, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)), "r"(bytes) : "memory");
+}
+__device__ inline void cp_reduce_async_bulk_add(float* to, const float* from, int bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)), "r"(bytes)
+               : "memory");
+}
+__device__ inline void cp_async_bulk_commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Waits until what this thread has committed was read from shared memory; until it is in device memory.
+__device__ inline void cp_async_bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ inline void cp_async_bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
 }  // namespace Tributary::Impl::SM90::ptx

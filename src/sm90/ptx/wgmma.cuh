@@ -28,6 +28,10 @@ __device__ inline void pin(float (&d)[Count]) {
 template <class Element, int N>
 struct Wgmma;
 
+/// The same with the depth of both across their rows: A[k, 64] and B[k, N] as they lie.  For 2-byte elements.
+template <class Element, int N>
+struct WgmmaAcross;
+
 /// The same with A = four registers a thread, and B's depth across its rows: B[k, N] as it lies.  For 2-byte elements.
 template <class Element, int N>
 struct WgmmaRegisterA;
@@ -50,9 +54,9 @@ struct WgmmaRegisterA;
 #define TRIBUTARY_D128 TRIBUTARY_D96, TRIBUTARY_D8(96), TRIBUTARY_D8(104), TRIBUTARY_D8(112), TRIBUTARY_D8(120)
 #define TRIBUTARY_NAMES128 TRIBUTARY_NAMES96 ", " "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-#define TRIBUTARY_WGMMA(Element, N, count, types, transposed, place_a, place_b, place_accumulate)                                          \
+#define TRIBUTARY_WGMMA(Operation, Element, N, count, types, transposed, place_a, place_b, place_accumulate)                                         \
   template <>                                                                                                                              \
-  struct Wgmma<Element, N> {                                                                                                               \
+  struct Operation<Element, N> {                                                                                                           \
     __device__ static void issue(float (&d)[count], std::uint64_t a, std::uint64_t b, bool accumulate) {                                   \
       asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " place_accumulate ", 0;\n"                                                           \
                    "wgmma.mma_async.sync.aligned.m64n" #N types " {" TRIBUTARY_NAMES##count "}, " place_a ", " place_b                     \
@@ -61,15 +65,17 @@ struct WgmmaRegisterA;
     }                                                                                                                                      \
   };
 #define TRIBUTARY_WGMMA_HALVES(N, count, place_a, place_b, place_accumulate)                                                               \
-  TRIBUTARY_WGMMA(bfloat16_t, N, count, "k16.f32.bf16.bf16", ", 0, 0", place_a, place_b, place_accumulate)                                 \
-  TRIBUTARY_WGMMA(half_t, N, count, "k16.f32.f16.f16", ", 0, 0", place_a, place_b, place_accumulate)
+  TRIBUTARY_WGMMA(Wgmma, bfloat16_t, N, count, "k16.f32.bf16.bf16", ", 0, 0", place_a, place_b, place_accumulate)                                 \
+  TRIBUTARY_WGMMA(Wgmma, half_t, N, count, "k16.f32.f16.f16", ", 0, 0", place_a, place_b, place_accumulate)
 TRIBUTARY_WGMMA_HALVES(64, 32, "%32", "%33", "%34")
 TRIBUTARY_WGMMA_HALVES(80, 40, "%40", "%41", "%42")
 TRIBUTARY_WGMMA_HALVES(112, 56, "%56", "%57", "%58")
 TRIBUTARY_WGMMA_HALVES(128, 64, "%64", "%65", "%66")
 TRIBUTARY_WGMMA_HALVES(176, 88, "%88", "%89", "%90")
 TRIBUTARY_WGMMA_HALVES(256, 128, "%128", "%129", "%130")
-TRIBUTARY_WGMMA(float8_e4m3_t, 256, 128, "k32.f32.e4m3.e4m3", "", "%128", "%129", "%130")
+TRIBUTARY_WGMMA(Wgmma, float8_e4m3_t, 256, 128, "k32.f32.e4m3.e4m3", "", "%128", "%129", "%130")
+TRIBUTARY_WGMMA(WgmmaAcross, bfloat16_t, 64, 32, "k16.f32.bf16.bf16", ", 1, 1", "%32", "%33", "%34")
+TRIBUTARY_WGMMA(WgmmaAcross, half_t, 64, 32, "k16.f32.f16.f16", ", 1, 1", "%32", "%33", "%34")
 
 #define TRIBUTARY_WGMMA_REGISTER_A(Element, N, count, types, places_a, place_b)                                                            \
   template <>                                                                                                                              \

@@ -1,0 +1,438 @@
+#include "sm90/attention/attention.hpp"
+#include "sm90/attention/gradient_load.cuh"
+#include "sm90/attention/gradient_scores.cuh"
+#include "sm90/ptx/global.cuh"
+#include "sm90/ptx/wgmma.cuh"
+
+// Gradients of queries, keys and values in one sweep: tiles of keys against the stream of queries that see them.
+//
+// One team an SM draws blocks of keys.  Two warpgroups have 64 keys each: products with a tile of queries and of values with gradients of
+// outputs, from these the gradients of scores, and with them sums of the gradients of keys and values in registers.  Through shared memory
+// both see the gradients of all scores and multiply them with the keys: the block's part of the gradient of the queries.  A warp adds
+// the parts up in device memory, where every tile of queries counts the blocks of keys that it has; a block waits for its turn, so that
+// each sum has one order.
+
+namespace Tributary::Impl::SM90 {
+namespace {
+
+/// Gradients of the keys and values of a warpgroup, and its panels of the gradients of queries.
+template <class Tile>
+class Differentiator {
+ public:
+  using Element = typename Tile::Element;
+
+  __device__ Differentiator(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int warp, int lane)
+      : call_(call), shared_(shared), scratch_(scratch), warp_(warp), lane_(lane) {}
+
+  __device__ void run() {
+    for (RingPosition<2> piece_at;; piece_at.next()) {
+      ptx::mbarrier_wait(&shared_.piece_full[piece_at.slot], piece_at.round);
+      const GradientPiece& piece = shared_.pieces[piece_at.slot];
+      if (piece.batch < 0) break;
+      differentiate(piece);
+      release(&shared_.piece_empty[piece_at.slot]);
+    }
+  }
+
+ private:
+  static constexpr int sums = Tile::dim / 2;  // elements of a thread
+
+  __device__ void differentiate(const GradientPiece& piece) {
+    GradientScores<Tile> gradient(call_, piece, warp_ * 16, lane_);
+    float                grad_key[sums], grad_value[sums];
+#pragma unroll
+    for (int i = 0; i < sums; ++i) grad_key[i] = grad_value[i] = 0.0f;
+    const std::int32_t steps = steps_of(call_.problem, piece);
+    if (steps > 0) {
+      ptx::mbarrier_wait(call_.cleans() ? &shared_.keys_clean : &shared_.keys_full, keys_round_);
+      keys_round_ ^= 1;
+    }
+#pragma unroll 1
+    for (std::int32_t n = 0; n < steps; ++n, stage_.next(), score_at_.next()) {
+      const GradientStep step(call_.problem, piece, n);
+      float              scores[Tile::queries / 2], gradients[Tile::queries / 2];
+      std::uint32_t      weights[Tile::queries / 4], of_scores[Tile::queries / 4];
+      ptx::mbarrier_wait(call_.cleans() ? &shared_.queries_clean[stage_.slot] : &shared_.queries_full[stage_.slot], stage_.round);
+      __syncwarp();  // wgmma wants whole warps
+      multiply_rows(scores, Tile::keys_offset, Tile::queries_offset);
+      multiply_rows(gradients, Tile::values_offset, Tile::grad_out_offset);
+      ptx::wgmma_wait_group<1>();
+      ptx::pin(scores);
+      gradient.weigh(scores, step, shared_.lse[stage_.slot]);
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(gradients);
+      gradient.differentiate(scores, gradients, step, shared_.shift[stage_.slot], shared_.share[stage_.slot]);
+      pack<Element>(scores, weights);
+      pack<Element>(gradients, of_scores);
+      multiply_across(grad_value, weights, Tile::grad_out_offset);
+      share(of_scores);
+      multiply_across(grad_key, of_scores, Tile::queries_offset);
+      if (Tile::has_panel(group(), n)) {
+        float grad_query[32];
+        ptx::mbarrier_wait(&shared_.scores_full[score_at_.slot], score_at_.round);
+        __syncwarp();
+        multiply_keys(grad_query);
+        ptx::wgmma_wait_group<1>();
+        ptx::pin(grad_value);
+        ptx::pin(grad_key);
+        release(&shared_.queries_empty[stage_.slot]);
+        ptx::wgmma_wait_group<0>();
+        ptx::pin(grad_query);
+        release(&shared_.scores_empty[score_at_.slot]);
+        hand_over(grad_query);
+      } else {
+        ptx::wgmma_wait_group<0>();
+        ptx::pin(grad_value);
+        ptx::pin(grad_key);
+        release(&shared_.queries_empty[stage_.slot]);
+        release(&shared_.scores_empty[score_at_.slot]);
+      }
+    }
+    if (steps > 0) release(&shared_.keys_empty);
+    store(piece, call_.grad_key, grad_key, call_.problem.scale, call_.problem.head_dim);
+    store(piece, call_.grad_value, grad_value, 1.0f, call_.problem.value_dim);
+  }
+
+  __device__ int group() const { return warp_ / 4; }
+
+  __device__ void release(std::uint64_t* barrier) const {
+    __syncwarp();
+    if (lane_ == 0) ptx::mbarrier_arrive(barrier);
+  }
+
+  __device__ std::uint32_t address(int offset) const { return ptx::shared_address(scratch_) + static_cast<std::uint32_t>(offset); }
+
+  /// products = the warpgroup's rows of keys or values x the stage's rows of queries or gradients of outputs; issued, not waited for.
+  __device__ void multiply_rows(float (&products)[Tile::queries / 2], int rows, int columns) const {
+    const std::uint64_t a = ptx::matrix_descriptor<128>(address(rows + group() * 64 * panel_row_bytes));
+    const std::uint64_t b = ptx::matrix_descriptor<128>(address(columns + stage_.slot * Tile::query_bytes));
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < Tile::dim / 16; ++step) {
+      const int panel = step / 4, in_panel = step % 4 * 2;  // addresses in units of 16 bytes
+      ptx::Wgmma<Element, Tile::queries>::issue(products, a + static_cast<std::uint64_t>(panel * (Tile::key_panel_bytes / 16) + in_panel),
+                                                b + static_cast<std::uint64_t>(panel * (Tile::query_panel_bytes / 16) + in_panel),
+                                                step != 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// sum += factors of the queries x the stage's rows; issued, not waited for.
+  __device__ void multiply_across(float (&sum)[sums], const std::uint32_t (&factors)[Tile::queries / 4], int rows) const {
+    const std::uint64_t b = ptx::transposed_descriptor(address(rows + stage_.slot * Tile::query_bytes), Tile::query_panel_bytes);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < Tile::queries / 16; ++step)
+      ptx::WgmmaRegisterA<Element, Tile::dim>::issue(sum, factors + 4 * step,
+                                                     b + static_cast<std::uint64_t>(step * (16 * panel_row_bytes / 16)));
+    ptx::wgmma_commit_group();
+  }
+
+  /// sum = gradients of the scores of all keys x the warpgroup's panel of these; issued, not waited for.
+  __device__ void multiply_keys(float (&sum)[32]) const {
+    const int           panel = Tile::panels == 1 ? 0 : group();
+    const std::uint64_t a =
+        ptx::transposed_descriptor(address(Tile::scores_offset + score_at_.slot * Tile::score_bytes), Tile::score_bytes);
+    const std::uint64_t b = ptx::transposed_descriptor(address(Tile::keys_offset + panel * Tile::key_panel_bytes), Tile::key_panel_bytes);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < Tile::keys / 16; ++step) {
+      const auto across = static_cast<std::uint64_t>(step * (16 * panel_row_bytes / 16));
+      ptx::WgmmaAcross<Element, 64>::issue(sum, a + across, b + across, step != 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// Gradients of scores for both warpgroups, swizzled as the copy engine would.
+  __device__ void share(const std::uint32_t (&gradients)[Tile::queries / 4]) const {
+    ptx::mbarrier_wait(&shared_.scores_empty[score_at_.slot], score_at_.round ^ 1);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int            row = warp_ * 16 + lane_ / 4 + 8 * r;
+      unsigned char* const to = scratch_ + Tile::scores_offset + score_at_.slot * Tile::score_bytes + row * panel_row_bytes + lane_ % 4 * 4;
+#pragma unroll
+      for (int n = 0; n < Tile::queries / 8; ++n) *reinterpret_cast<std::uint32_t*>(to + (n ^ (row & 7)) * 16) = gradients[2 * n + r];
+    }
+    ptx::fence_proxy_async();
+    release(&shared_.scores_full[score_at_.slot]);
+  }
+
+  /// A panel of the gradient of queries for the warp that adds it up, in the order of registers.
+  __device__ void hand_over(const float (&sum)[32]) {
+    ptx::mbarrier_wait(&shared_.sums_empty[group()], sums_round_ ^ 1);
+    sums_round_ ^= 1;
+    auto* const to =
+        reinterpret_cast<float4*>(scratch_ + Tile::sums_offset) + group() * (gradient_panel_floats / 4) + warp_ % 4 * 32 + lane_;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) to[i * 128] = {sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]};
+    ptx::fence_proxy_async();
+    release(&shared_.sums_full[group()]);
+  }
+
+  __device__ void store(const GradientPiece& piece, const AttentionGradientOutput& to, const float (&sum)[sums], float factor,
+                        std::int32_t columns) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = warp_ * 16 + lane_ / 4 + 8 * r;
+      if (row >= piece.keys) continue;
+      const std::int64_t at = piece.batch * to.strides[0] + (piece.key_row + row) * to.strides[1] + piece.key_head * to.strides[2];
+#pragma unroll
+      for (int n = 0; n < Tile::dim / 8; ++n)
+        store_pair<Element>(to.is_float, to.data, at, 8 * n + 2 * (lane_ % 4), columns, sum[4 * n + 2 * r] * factor,
+                            sum[4 * n + 2 * r + 1] * factor);
+    }
+  }
+
+  const AttentionBackwardCall& call_;
+  GradientShared<Tile>&        shared_;
+  unsigned char*               scratch_;
+  const int                    warp_, lane_;
+  RingPosition<Tile::stages>   stage_, score_at_;
+  std::uint32_t                keys_round_ = 0, sums_round_ = 0;
+};
+
+/// Where element (query, column) of a panel lies in what hand_over leaves: four elements a thread, thread by thread.
+KOKKOS_INLINE_FUNCTION int place_in_panel(int query, int column) {
+  const int thread = query / 16 * 32 + query % 8 * 4 + column % 8 / 2;
+  return column / 8 * 512 + thread * 4 + query % 16 / 8 * 2 + column % 2;
+}
+
+/// Adds the parts up in device memory, each at its turn; one thread.
+template <class Tile>
+__device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch) {
+  const AttentionProblem& p                        = call.problem;
+  std::uint32_t           sums_round[Tile::groups] = {};
+  for (RingPosition<2> piece_at;; piece_at.next()) {
+    ptx::mbarrier_wait(&shared.piece_full[piece_at.slot], piece_at.round);
+    const GradientPiece piece = shared.pieces[piece_at.slot];
+    ptx::mbarrier_arrive(&shared.piece_empty[piece_at.slot]);
+    if (piece.batch < 0) return;
+    const std::int32_t steps = steps_of(p, piece);
+    for (std::int32_t n = 0; n < steps; ++n) {
+      const GradientStep step(p, piece, n);
+      // How many blocks of keys come before this one, of those that the tile of queries sees.
+      const std::int32_t last  = min(step.first_query + Tile::queries, piece.sequence_queries) - 1 - step.first_query;
+      const KeyInterval  seen  = p.window_of(step.position, step.position + last, piece.sequence_keys);
+      const std::int64_t start = std::int64_t{piece.key_row} - piece.first_key;  // row of the sequence's first key
+      const auto         turn  = static_cast<std::int32_t>(piece.key_row / Tile::keys - (start + seen.begin) / Tile::keys);
+      const std::int64_t at =
+          call.plan.slot(piece.batch, p.packed, piece.query_row, piece.sequence, step.first_query / Tile::queries) * p.heads + step.head;
+      while (ptx::ld_acquire(call.plan.turns + at) != turn) __nanosleep(20);
+      ptx::fence_proxy_async_global();
+      float* to = call.plan.sums + at * Tile::panels * gradient_panel_floats;
+      for (int group = 0; group < Tile::groups; ++group) {
+        if (!Tile::has_panel(group, n)) continue;
+        ptx::mbarrier_wait(&shared.sums_full[group], sums_round[group]);
+        sums_round[group] ^= 1;
+        const auto* const from = reinterpret_cast<const float*>(scratch + Tile::sums_offset) + group * gradient_panel_floats;
+        if (turn == 0)
+          ptx::cp_async_bulk(to, from, gradient_panel_floats * 4);
+        else
+          ptx::cp_reduce_async_bulk_add(to, from, gradient_panel_floats * 4);
+        ptx::cp_async_bulk_commit_group();
+        to += gradient_panel_floats;
+      }
+      ptx::cp_async_bulk_wait_read();
+      for (int group = 0; group < Tile::groups; ++group)
+        if (Tile::has_panel(group, n)) ptx::mbarrier_arrive(&shared.sums_empty[group]);
+      ptx::cp_async_bulk_wait();
+      ptx::fence_proxy_async_global();
+      ptx::st_release(call.plan.turns + at, turn + 1);
+    }
+  }
+}
+
+template <class Tile>
+struct AttentionBackwardFunctor {
+  AttentionBackwardCall call;
+
+  KOKKOS_FUNCTION void operator()(const Member& team) const {
+    KOKKOS_IF_ON_DEVICE((run(team);))
+    KOKKOS_IF_ON_HOST((static_cast<void>(team);))
+  }
+
+ private:
+  __device__ void run(const Member& team) const {
+    unsigned char* const scratch = aligned_scratch(team, Tile::scratch_bytes);
+    auto&                shared  = *reinterpret_cast<GradientShared<Tile>*>(scratch + Tile::state_offset);
+    static_assert(sizeof(shared) <= Tile::state_bytes);
+    const int thread = thread_of_team(), warp = __shfl_sync(0xffffffffu, thread / 32, 0), lane = thread % 32;
+    if (thread == 0) initialise(shared);
+    __syncthreads();
+    // One branch a warpgroup: each divides the registers once.
+    if (warp < Tile::math_warps) {
+      ptx::setmaxnreg_inc<Tile::math_registers>();
+      Differentiator<Tile>(call, shared, scratch, warp, lane).run();
+    } else {
+      ptx::setmaxnreg_dec<Tile::other_registers>();
+      if (warp == Tile::math_warps)
+        GradientLoader<Tile>(call, shared, scratch, lane).run(team.league_rank(), team.league_size());
+      else if (warp == Tile::math_warps + 1 && call.cleans())
+        clean_tiles<Tile>(call, shared, scratch, lane);
+      else if (warp == Tile::math_warps + 2 && lane == 0)
+        add_queries<Tile>(call, shared, scratch);
+    }
+    exit_thread();
+  }
+
+  __device__ void initialise(GradientShared<Tile>& shared) const {
+    ptx::mbarrier_init(&shared.keys_full, 1);
+    ptx::mbarrier_init(&shared.keys_clean, 1);
+    ptx::mbarrier_init(&shared.keys_empty, Tile::math_warps);
+    for (int i = 0; i < Tile::stages; ++i) {
+      ptx::mbarrier_init(&shared.queries_full[i], 2);  // what is copied, what is known of the rows
+      ptx::mbarrier_init(&shared.queries_clean[i], 1);
+      ptx::mbarrier_init(&shared.queries_empty[i], Tile::math_warps);
+      ptx::mbarrier_init(&shared.scores_full[i], Tile::math_warps);
+      ptx::mbarrier_init(&shared.scores_empty[i], Tile::math_warps);
+    }
+    for (int i = 0; i < Tile::groups; ++i) {
+      ptx::mbarrier_init(&shared.sums_full[i], Tile::math_warps / Tile::groups);
+      ptx::mbarrier_init(&shared.sums_empty[i], 1);
+    }
+    for (int i = 0; i < 2; ++i) {
+      ptx::mbarrier_init(&shared.piece_full[i], 1);
+      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + 1 + (call.cleans() ? 1 : 0));
+    }
+    ptx::fence_mbarrier_init();
+  }
+};
+
+struct ClearTurns {
+  std::int32_t* turns;
+
+  KOKKOS_FUNCTION void operator()(std::int64_t i) const { turns[i] = 0; }
+};
+
+/// Sums in the order of registers become rows of the gradient of queries; zero where no key was seen.
+template <class Element>
+struct StoreQueryGradients {
+  AttentionProblem        p;
+  AttentionBackwardPlan   plan;
+  AttentionGradientOutput to;
+  int                     panels;
+
+  KOKKOS_FUNCTION void operator()(const RowPolicy<Kokkos::Cuda>::member_type& team) const {
+    const std::int64_t batch = team.league_rank() / p.queries, row = team.league_rank() % p.queries;
+    const Segment      s    = p.packed.segment(batch, row, row + 1, p.queries, p.keys);
+    const std::int64_t slot = plan.slot(batch, p.packed, row - s.first_query, s.sequence, s.first_query / gradient_queries);
+    const int          q = static_cast<int>(s.first_query % gradient_queries), pairs = (p.head_dim + 1) / 2;
+    Kokkos::parallel_for(Kokkos::TeamThreadRange(team, p.heads * pairs), [&](const std::int32_t i) {
+      const std::int32_t head = i / pairs, column = i % pairs * 2;
+      const std::int64_t at   = slot * p.heads + head;
+      const bool         some = s.keys > 0 && plan.turns[at] > 0;
+      const float* const from = plan.sums + (at * panels + column / 64) * gradient_panel_floats + place_in_panel(q, column % 64);
+      for (int c = 0; c < 2 && column + c < p.head_dim; ++c)
+        store_as<Element>(to.is_float, to.data, batch * to.strides[0] + row * to.strides[1] + head * to.strides[2] + column + c,
+                          some ? p.scale * from[c] : 0.0f);
+    });
+  }
+};
+
+template <class Tile>
+void run(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, const void* grad_out, const std::int64_t (&grad_out_strides)[3]) {
+  const AttentionProblem& p    = call.problem;
+  const GradientMaps      maps = [&] {
+    const auto map_of = [&](const void* data, const std::int64_t(&strides)[3], std::int64_t rows, std::int32_t heads, std::int32_t columns,
+                            int box_rows) { return attention_map(p.type, data, strides, p.batch, rows, heads, columns, box_rows); };
+    const CUtensorMap key = map_of(p.key, p.key_strides, p.keys, p.key_heads, p.head_dim, Tile::keys);
+    if (p.queries == 0) return GradientMaps{key, key, key, key};  // nothing is loaded
+    return GradientMaps{.query    = map_of(p.query, p.query_strides, p.queries, p.heads, p.head_dim, Tile::queries),
+                             .key      = key,
+                             .value    = map_of(p.value, p.value_strides, p.keys, p.key_heads, p.value_dim, Tile::keys),
+                             .grad_out = map_of(grad_out, grad_out_strides, p.queries, p.heads, p.value_dim, Tile::queries)};
+  }();
+  prepare_maps("Tributary::attention_backward::hopper::prepare", exec, maps, call.plan.maps, call.plan.next_item);
+  launch_teams<Tile::team_threads, 1>("Tributary::attention_backward::hopper", exec, call.plan.teams, Tile::scratch_bytes,
+                                      AttentionBackwardFunctor<Tile>{call});
+}
+
+int gradient_dim(const AttentionProblem& p) { return std::max(tile_dim(p.head_dim), tile_dim(p.value_dim)); }
+
+// The instantiations of this level.
+template <class Element, int Dim>
+void run_scores(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, const void* grad_out, const std::int64_t (&strides)[3]) {
+  if (plain_scores(call.problem) && call.problem.sink == nullptr)
+    run<GradientTile<Element, Dim, Scores::plain>>(exec, call, grad_out, strides);
+  else
+    run<GradientTile<Element, Dim, Scores::biased>>(exec, call, grad_out, strides);
+}
+
+template <class Element>
+void run_all(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, const void* grad_out, const std::int64_t (&grad_out_strides)[3],
+             const AttentionGradientOutput& grad_query) {
+  const AttentionProblem& p     = call.problem;
+  const std::int64_t      tiles = p.batch * call.plan.slots * p.heads;
+  if (tiles > 0)
+    Kokkos::parallel_for("Tributary::attention_backward::hopper::clear_turns", ElementPolicy<Kokkos::Cuda>(exec, 0, tiles),
+                         ClearTurns{call.plan.turns});
+  if (call.plan.teams > 0) {
+    if (gradient_dim(p) == 64)
+      run_scores<Element, 64>(exec, call, grad_out, grad_out_strides);
+    else
+      run_scores<Element, 128>(exec, call, grad_out, grad_out_strides);
+  }
+  if (p.batch * p.queries > 0)
+    Kokkos::parallel_for("Tributary::attention_backward::hopper::store_queries",
+                         RowPolicy<Kokkos::Cuda>(exec, static_cast<int>(p.batch * p.queries), 64),
+                         StoreQueryGradients<Element>{p, call.plan, grad_query, gradient_dim(p) / panel_columns});
+}
+
+}  // namespace
+
+template <class Exec>
+std::string no_attention_backward(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary,
+                                  const AttentionBackwardArguments& arguments) {
+  if (const std::string reason = no_attention_inputs(exec, p, rotary); !reason.empty()) return reason;
+  if (p.head_dim > 128 || p.value_dim > 128) return "it takes head dimensions up to 128";
+  if (arguments.out_type == ElementType::float32) return "grad_out is float";
+  const AttentionGradients& wanted = *arguments.gradients;
+  if (wanted.additive_mask.given() || wanted.alibi_slopes.given() || wanted.relative_bias.given())
+    return "the gradient of a bias is wanted";
+  const auto aligned = [](const auto& tensor, std::int64_t size) {
+    return multiple_of_16_bytes(tensor.data, {tensor.extents[0], tensor.extents[1], tensor.extents[2]},
+                                {tensor.strides[0], tensor.strides[1], tensor.strides[2]}, size);
+  };
+  if (!aligned(arguments.grad_out, 2)) return "grad_out's base or strides are no multiples of 16 bytes";
+  if (rotary.dims == 0 && !aligned(arguments.grad_key, 2)) return "grad_key's base or strides are no multiples of 16 bytes";
+  if (!aligned(arguments.grad_value, 2)) return "grad_value's base or strides are no multiples of 16 bytes";
+  return "";
+}
+
+template <class Exec>
+AttentionBackwardPlan plan_attention_backward(const Exec& exec, const AttentionProblem& p, WorkspaceLayout& layout) {
+  AttentionBackwardPlan plan{};
+  plan.blocks = (p.keys + gradient_keys - 1) / gradient_keys;
+  plan.slots  = (p.queries + gradient_queries - 1) / gradient_queries + (p.packed.cu_seqlens_q == nullptr ? 0 : p.packed.sequences);
+  const int          dim   = gradient_dim(p);
+  const std::int64_t pairs = p.batch * p.key_heads, bytes_of_pair = p.heads / p.key_heads * p.queries * dim * (2 + 2 + 4);
+  plan.section =
+      std::clamp<std::int64_t>((std::int64_t{40} << 20) / std::max<std::int64_t>(bytes_of_pair, 1), 1, std::max<std::int64_t>(pairs, 1));
+  plan.teams     = static_cast<std::int32_t>(std::min<std::int64_t>(exec.cuda_device_prop().multiProcessorCount, pairs * plan.blocks));
+  plan.maps      = layout.take<GradientMaps>(1);
+  plan.next_item = layout.take<std::int32_t>(1);
+  plan.turns     = layout.take<std::int32_t>(p.batch * plan.slots * p.heads);
+  plan.sums      = layout.take<float>(p.batch * plan.slots * p.heads * (dim / panel_columns) * gradient_panel_floats);
+  return plan;
+}
+
+template <class Exec>
+void attention_backward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets,
+                        const AttentionStatistics& statistics, const void* grad_out, const std::int64_t (&grad_out_strides)[3],
+                        const AttentionBackwardPlan& plan, const AttentionGradientOutput& grad_query,
+                        const AttentionGradientOutput& grad_key, const AttentionGradientOutput& grad_value) {
+  const AttentionBackwardCall call{problem, buckets, statistics, plan, grad_key, grad_value};
+  if (problem.type == ElementType::bfloat16)
+    run_all<bfloat16_t>(exec, call, grad_out, grad_out_strides, grad_query);
+  else
+    run_all<half_t>(exec, call, grad_out, grad_out_strides, grad_query);
+}
+
+using Space = Kokkos::Cuda;
+template std::string no_attention_backward(const Space&, const AttentionProblem&, const RotaryProblem&, const AttentionBackwardArguments&);
+template AttentionBackwardPlan plan_attention_backward(const Space&, const AttentionProblem&, WorkspaceLayout&);
+template void attention_backward(const Space&, const AttentionProblem&, const BucketTable&, const AttentionStatistics&, const void*,
+                                 const std::int64_t (&)[3], const AttentionBackwardPlan&, const AttentionGradientOutput&,
+                                 const AttentionGradientOutput&, const AttentionGradientOutput&);
+
+}  // namespace Tributary::Impl::SM90

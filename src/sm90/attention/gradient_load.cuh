@@ -1,0 +1,182 @@
+#pragma once
+#include "sm90/attention/gradient_tile.cuh"
+#include "sm90/ptx/barrier.cuh"
+#include "sm90/ptx/tma.cuh"
+
+// Loading: a warp draws work items, cuts them where sequences end, and loads keys and values, then the stream of queries with what is known
+// of their rows; another one zeroes rows that are none.
+
+namespace Tributary::Impl::SM90 {
+
+/// The piece of keys `k`: rows as queries are in other segments.
+__device__ inline GradientPiece describe_keys(const AttentionProblem& p, const Segment& k, std::int32_t key_head) {
+  const Segment     queries{k.batch, k.sequence, k.first_key, k.keys, 0, k.keys, k.row - k.first_query, k.queries};
+  const KeyInterval seen  = p.queries_of(k.first_query, k.first_query + k.rows - 1, queries);
+  const auto        first = static_cast<std::int32_t>(seen.begin / gradient_queries),
+             last         = static_cast<std::int32_t>((seen.end - 1) / gradient_queries);
+  return {.batch            = static_cast<std::int32_t>(k.batch),
+          .key_head         = key_head,
+          .key_row          = static_cast<std::int32_t>(k.row),
+          .keys             = static_cast<std::int32_t>(k.rows),
+          .sequence         = static_cast<std::int32_t>(k.sequence),
+          .first_key        = static_cast<std::int32_t>(k.first_query),
+          .sequence_keys    = static_cast<std::int32_t>(k.queries),
+          .sequence_queries = static_cast<std::int32_t>(k.keys),
+          .query_row        = static_cast<std::int32_t>(k.first_key),
+          .query_tiles      = seen.begin < seen.end ? last - first + 1 : 0,
+          .last_tile        = last};
+}
+
+/// A warp.
+template <class Tile>
+class GradientLoader {
+ public:
+  __device__ GradientLoader(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int lane)
+      : call_(call), shared_(shared), scratch_(scratch), lane_(lane) {}
+
+  __device__ void run(int team, int teams) {
+    if (lane_ == 0) {
+      ptx::fence_proxy_tensormap(&call_.maps()->query);
+      ptx::fence_proxy_tensormap(&call_.maps()->key);
+      ptx::fence_proxy_tensormap(&call_.maps()->value);
+      ptx::fence_proxy_tensormap(&call_.maps()->grad_out);
+    }
+    const AttentionProblem& p = call_.problem;
+    const PackedOffsets     by_key{p.packed.cu_seqlens_k, p.packed.cu_seqlens_q, p.packed.sequences};
+    const std::int64_t      items = call_.items(), pairs = p.batch * p.key_heads, in_section = call_.plan.section * call_.plan.blocks;
+    // A team's first item is its own number, the next ones come from the queue.  Blocks of keys are drawn in order: so what one waits for
+    // was drawn before.
+    for (std::int64_t item = team; item < items;) {
+      const std::int64_t first_pair = item / in_section * call_.plan.section, left = pairs - first_pair;
+      const std::int64_t section = left < call_.plan.section ? left : call_.plan.section;
+      const std::int64_t block = item % in_section / section, pair = first_pair + item % in_section % section;
+      const std::int64_t begin = block * Tile::keys, end = begin + Tile::keys < p.keys ? begin + Tile::keys : p.keys;
+      for (std::int64_t row = begin; row < end;) {
+        const Segment k = by_key.segment(pair / p.key_heads, row, end, p.keys, p.queries);
+        load(describe_keys(p, k, static_cast<std::int32_t>(pair % p.key_heads)));
+        row += k.rows;
+      }
+      if (lane_ == 0) item = teams + static_cast<std::int64_t>(atomicAdd(call_.plan.next_item, 1));
+      item = __shfl_sync(0xffffffffu, item, 0);
+    }
+    publish({.batch = -1});
+  }
+
+ private:
+  __device__ void publish(const GradientPiece& piece) {
+    ptx::mbarrier_wait(&shared_.piece_empty[piece_at_.slot], piece_at_.round ^ 1);
+    if (lane_ == 0) {
+      shared_.pieces[piece_at_.slot] = piece;
+      ptx::mbarrier_arrive(&shared_.piece_full[piece_at_.slot]);
+    }
+    piece_at_.next();
+  }
+
+  __device__ void load(const GradientPiece& piece) {
+    publish(piece);
+    if (piece.query_tiles == 0) return;
+    ptx::mbarrier_wait(&shared_.keys_empty, keys_round_ ^ 1);
+    keys_round_ ^= 1;
+    if (lane_ == 0) {
+      ptx::mbarrier_arrive_expect_tx(&shared_.keys_full, 2 * Tile::key_bytes);
+      for (int panel = 0; panel < Tile::panels; ++panel) {
+        unsigned char* const to = scratch_ + panel * Tile::key_panel_bytes;
+        copy(to + Tile::keys_offset, &call_.maps()->key, &shared_.keys_full, panel, piece.key_head, piece.key_row, piece.batch);
+        copy(to + Tile::values_offset, &call_.maps()->value, &shared_.keys_full, panel, piece.key_head, piece.key_row, piece.batch);
+      }
+    }
+    __syncwarp();
+    const std::int32_t steps = steps_of(call_.problem, piece);
+    for (std::int32_t n = 0; n < steps; ++n, stage_.next()) load_queries(piece, GradientStep(call_.problem, piece, n));
+  }
+
+  __device__ void load_queries(const GradientPiece& piece, const GradientStep& step) {
+    std::uint64_t* const full = &shared_.queries_full[stage_.slot];
+    const std::int32_t   row  = piece.query_row + step.first_query;
+    ptx::mbarrier_wait(&shared_.queries_empty[stage_.slot], stage_.round ^ 1);
+    if (lane_ == 0) {
+      ptx::mbarrier_arrive_expect_tx(full, 2 * Tile::query_bytes);
+      for (int panel = 0; panel < Tile::panels; ++panel) {
+        unsigned char* const to = scratch_ + stage_.slot * Tile::query_bytes + panel * Tile::query_panel_bytes;
+        copy(to + Tile::queries_offset, &call_.maps()->query, full, panel, step.head, row, piece.batch);
+        copy(to + Tile::grad_out_offset, &call_.maps()->grad_out, full, panel, step.head, row, piece.batch);
+      }
+    }
+    __syncwarp();
+    // A query that is none has no weight.
+    const AttentionStatistics& from = call_.statistics;
+    const std::int64_t         at   = (piece.batch * std::int64_t{call_.problem.heads} + step.head) * call_.problem.queries + row;
+    for (int q = lane_; q < Tile::queries; q += 32) {
+      const bool  exists            = step.first_query + q < piece.sequence_queries;
+      const float lse               = exists ? from.lse[at + q] : __int_as_float(0x7f800000);
+      shared_.lse[stage_.slot][q]   = Tile::scores == Scores::plain ? lse * log2_e : lse;
+      shared_.shift[stage_.slot][q] = exists ? from.shift[at + q] : 0.0f;
+      if constexpr (Tile::scores == Scores::biased)
+        shared_.share[stage_.slot][q] = exists && from.share != nullptr ? from.share[at + q] : 1.0f;
+    }
+    __syncwarp();
+    if (lane_ == 0) ptx::mbarrier_arrive(full);
+  }
+
+  __device__ static void copy(unsigned char* to, const CUtensorMap* map, std::uint64_t* full, int panel, std::int32_t head,
+                              std::int32_t row, std::int32_t batch) {
+    ptx::cp_async_bulk_tensor(to, map, full, panel * panel_columns, head, row, batch);
+  }
+
+  const AttentionBackwardCall& call_;
+  GradientShared<Tile>&        shared_;
+  unsigned char*               scratch_;
+  const int                    lane_;
+  RingPosition<2>              piece_at_;
+  RingPosition<Tile::stages>   stage_;
+  std::uint32_t                keys_round_ = 0;
+};
+
+/// Zeroes rows of a tile in shared memory; a warp.
+template <class IsRow>
+__device__ void clean_rows(unsigned char* tile, int rows, int panels, int lane, const IsRow& is_row) {
+  for (int r = lane; r < rows; r += 32) {
+    if (is_row(r)) continue;
+    for (int panel = 0; panel < panels; ++panel)
+      for (int i = 0; i < panel_row_bytes / 16; ++i) reinterpret_cast<uint4*>(tile + (panel * rows + r) * panel_row_bytes)[i] = uint4{};
+  }
+}
+
+/// A warp: follows the loader and zeroes rows that do not take part, since a weight of zero does not hide what is no number.
+template <class Tile>
+__device__ void clean_tiles(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int lane) {
+  const AttentionProblem&    p = call.problem;
+  RingPosition<Tile::stages> stage;
+  std::uint32_t              keys_round = 0;
+  const auto                 arrive     = [&](std::uint64_t* clean) {
+    ptx::fence_proxy_async();
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(clean);
+  };
+  for (RingPosition<2> piece_at;; piece_at.next()) {
+    ptx::mbarrier_wait(&shared.piece_full[piece_at.slot], piece_at.round);
+    const GradientPiece piece = shared.pieces[piece_at.slot];
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(&shared.piece_empty[piece_at.slot]);
+    if (piece.batch < 0) return;
+    if (piece.query_tiles == 0) continue;
+    ptx::mbarrier_wait(&shared.keys_full, keys_round);
+    keys_round ^= 1;
+    for (const int offset : {Tile::keys_offset, Tile::values_offset})
+      clean_rows(scratch + offset, Tile::keys, Tile::panels, lane, [&](int r) {
+        return r < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.key_row + r] != 0);
+      });
+    arrive(&shared.keys_clean);
+    const std::int32_t steps = steps_of(p, piece);
+    for (std::int32_t n = 0; n < steps; ++n, stage.next()) {
+      const GradientStep step(p, piece, n);
+      ptx::mbarrier_wait(&shared.queries_full[stage.slot], stage.round);
+      for (const int offset : {Tile::queries_offset, Tile::grad_out_offset})
+        clean_rows(scratch + offset + stage.slot * Tile::query_bytes, Tile::queries, Tile::panels, lane,
+                   [&](int r) { return step.first_query + r < piece.sequence_queries; });
+      arrive(&shared.queries_clean[stage.slot]);
+    }
+  }
+}
+
+}  // namespace Tributary::Impl::SM90

@@ -1,0 +1,163 @@
+#pragma once
+#include "sm90/attention/gradient_tile.cuh"
+
+// From products to the gradients of scores, for a warpgroup's 64 keys (rows) and a step's 64 queries (columns).  A thread has two rows,
+// lane / 4 and 8 further, and the columns 8 n + 2 (lane % 4) + {0, 1}: in elements [4 n + {0, 1}] and [4 n + {2, 3}].
+
+namespace Tributary::Impl::SM90 {
+
+template <class Tile>
+class GradientScores {
+ public:
+  static constexpr int count = Tile::queries / 2;  // elements of a thread
+
+  /// \param warp_row  of the piece, the warp's first key
+  __device__ GradientScores(const AttentionBackwardCall& call, const GradientPiece& piece, int warp_row, int lane)
+      : call_(call), piece_(piece), warp_row_(warp_row), row_(warp_row + lane / 4), column_(2 * (lane % 4)) {}
+
+  /// Products of keys and queries become the weights e^(score - lse).  lse: of the columns, times log2(e) where scores are plain.
+  __device__ void weigh(float (&scores)[count], const GradientStep& step, const float* lse) {
+    if constexpr (plain) {
+      hide(scores, step);
+      const float factor = call_.problem.scale * log2_e;
+      for_each_pair(lse, [&](int i, float of_column) { scores[i] = exp2_approx(fmaf(scores[i], factor, -of_column)); });
+    } else {
+      bias(scores, step);
+      for_each_pair(lse, [&](int i, float of_column) { scores[i] = exp2_approx((scores[i] - of_column) * log2_e); });
+    }
+  }
+
+  /// Weights P and products dP of values and gradients of outputs become what the gradient of values takes (P, times the sink's share
+  /// and dropout's factor f) and the gradients of products, P (f dP - shift) with the soft cap's slope.
+  __device__ void differentiate(float (&weights)[count], float (&gradients)[count], const GradientStep& step, const float* shift,
+                                const float* share) {
+    if constexpr (plain) {
+      for_each_pair(shift, [&](int i, float of_column) { gradients[i] = weights[i] * (gradients[i] - of_column); });
+    } else {
+      float factors[count];
+      for_each_pair(share, [&](int i, float of_column) { factors[i] = of_column; });
+      if (call_.problem.has_dropout) drop(factors, step);
+      for_each_pair(shift, [&](int i, float of_column) {
+        gradients[i] = weights[i] * (gradients[i] * factors[i] - of_column);
+        weights[i] *= factors[i];
+      });
+      if (call_.problem.softcap > 0.0f) {
+#pragma unroll
+        for (int i = 0; i < count; ++i) gradients[i] *= slopes_[i];
+      }
+    }
+  }
+
+ private:
+  static constexpr bool  plain    = Tile::scores == Scores::plain;
+  static constexpr float infinity = __builtin_huge_valf(), largest = 3.402823466e38f;
+
+  /// function(i, the column's number) for all elements; the numbers of two neighbouring columns come with one load.
+  template <class Function>
+  __device__ void for_each_pair(const float* of_columns, const Function& function) const {
+#pragma unroll
+    for (int n = 0; n < count / 4; ++n) {
+      const float2 pair = *reinterpret_cast<const float2*>(of_columns + 8 * n + column_);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) function(4 * n + i, i % 2 == 0 ? pair.x : pair.y);
+    }
+  }
+
+  /// function(element, r, column), as straight-line code.
+  template <class Function>
+  __device__ void for_each(float (&elements)[count], const Function& function) const {
+#pragma unroll
+    for (int i = 0; i < count; ++i) function(elements[i], i / 2 % 2, i / 4 * 8 + i % 2 + column_);
+  }
+
+  /// Pairs outside the window, and rows that are none, get -infinity.
+  __device__ void hide(float (&scores)[count], const GradientStep& step) const {
+    const AttentionProblem& p = call_.problem;
+    // Of the warp's 16 keys and all queries: i' - j, from the least to the greatest.
+    const std::int64_t least = step.position - (piece_.first_key + warp_row_ + 15),
+                       most  = step.position + Tile::queries - 1 - (piece_.first_key + warp_row_);
+    if (warp_row_ + 16 <= piece_.keys && (p.left < 0 || most <= p.left) && (p.right < 0 || least >= -p.right)) return;
+    std::int32_t begin[2], end[2];  // columns that see a row
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const std::int64_t key = piece_.first_key + row_ + 8 * r;
+      begin[r]               = p.right < 0 ? 0 : static_cast<std::int32_t>(clip(key - p.right - step.position, 0, Tile::queries));
+      end[r] = p.left < 0 ? Tile::queries : static_cast<std::int32_t>(clip(key + p.left - step.position + 1, 0, Tile::queries));
+      if (row_ + 8 * r >= piece_.keys) end[r] = 0;
+    }
+    for_each(scores, [&](float& x, int r, int column) {
+      if (column < begin[r] || column >= end[r]) x = -infinity;
+    });
+  }
+
+  /// The formula of PairScores (attention_tile.hpp), an option at a time.  Rows and columns that do not exist read the last one's options.
+  __device__ void bias(float (&scores)[count], const GradientStep& step) {
+    const AttentionProblem& p = call_.problem;
+    for_each(scores, [&](float& x, int, int) { x *= p.scale; });
+    if (p.softcap > 0.0f) {
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        const float t = tanhf(scores[i] / p.softcap);
+        scores[i]     = p.softcap * t;
+        slopes_[i]    = 1.0f - t * t;
+      }
+    }
+    const auto first_distance = static_cast<std::int32_t>(step.position) - piece_.first_key - row_;  // i' - j of the first row and column
+    if (p.alibi_slopes != nullptr) {
+      const float slope = p.alibi_slopes[piece_.sequence * p.alibi_stride + step.head];
+      for_each(scores, [&](float& x, int r, int column) { x -= slope * static_cast<float>(abs(first_distance + column - 8 * r)); });
+    }
+    if (p.relative_bias != nullptr)
+      for_each(scores, [&](float& x, int r, int column) {
+        const std::int32_t relative = 8 * r - first_distance - column;
+        const std::int32_t bucket   = call_.buckets.bucket[max(-p.max_distance, min(relative, p.max_distance)) + p.max_distance];
+        x += p.relative_bias[bucket * p.relative_bias_stride + step.head];
+      });
+    if (p.additive_mask != nullptr) {
+      const float* const mask = p.additive_mask + piece_.batch * p.additive_mask_strides[0] + step.head * p.additive_mask_strides[1];
+      for_each(scores, [&](float& x, int r, int column) {
+        const std::int32_t key = key_of(r);
+        if (key < p.additive_mask_columns) x += mask[query_row(step, column) * p.additive_mask_strides[2] + key];
+      });
+    }
+    // An infinite bias would make infinity - infinity of the maximum.
+    for_each(scores, [&](float& x, int, int) { x = x > largest ? largest : x; });
+    if (p.keep != nullptr) {
+      const std::uint8_t* const keep = p.keep + piece_.batch * p.keep_strides[0] + step.head * p.keep_strides[1];
+      for_each(scores, [&](float& x, int r, int column) {
+        const std::int32_t key = key_of(r);
+        if (key >= p.keep_columns || keep[query_row(step, column) * p.keep_strides[2] + key] == 0) x = -infinity;
+      });
+    }
+    if (p.key_keep != nullptr) {
+      bool kept[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        kept[r] = row_ + 8 * r < piece_.keys && p.key_keep[piece_.batch * p.key_keep_stride + piece_.key_row + row_ + 8 * r] != 0;
+      for_each(scores, [&](float& x, int r, int) {
+        if (!kept[r]) x = -infinity;
+      });
+    }
+    hide(scores, step);
+  }
+
+  __device__ void drop(float (&factors)[count], const GradientStep& step) const {
+    for_each(factors, [&](float& factor, int r, int column) {
+      const QueryPlace i{piece_.batch, piece_.sequence, 0, step.first_query + column, 0, step.head};
+      factor *= DropoutRow(call_.problem, i).factor(key_of(r));
+    });
+  }
+
+  /// The key's number in its sequence.
+  __device__ std::int32_t key_of(int r) const { return piece_.first_key + row_ + 8 * r; }
+  __device__ std::int64_t query_row(const GradientStep& step, int column) const {
+    return piece_.query_row + min(step.first_query + column, piece_.sequence_queries - 1);
+  }
+
+  const AttentionBackwardCall& call_;
+  const GradientPiece&         piece_;
+  const int                    warp_row_, row_, column_;  // row_: this thread's first row
+  float                        slopes_[plain ? 1 : count];
+};
+
+}  // namespace Tributary::Impl::SM90

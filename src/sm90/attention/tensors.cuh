@@ -1,0 +1,128 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "attention/attention_tile.hpp"
+#include "sm90/device.hpp"
+#include "sm90/launch.cuh"
+#include "sm90/tensor_map.hpp"
+
+// How attention's kernels see tensors: maps of [batch, row, head, column] for the copy engine, and stores of pairs from registers.
+
+namespace Tributary::Impl::SM90 {
+
+/// A panel is 64 columns, 128 bytes, which the copy engine swizzles.
+inline constexpr int panel_columns = 64, panel_row_bytes = 128;
+
+/// The tile's head dimension for one of the problem.
+constexpr int tile_dim(std::int32_t dim) { return dim <= 64 ? 64 : (dim <= 128 ? 128 : (dim <= 192 ? 192 : 256)); }
+
+/// For boxes of one panel of `box_rows` rows of one head.
+inline CUtensorMap attention_map(ElementType type, const void* data, const std::int64_t (&strides)[3], std::int64_t batch,
+                                 std::int64_t rows, std::int32_t heads, std::int32_t columns, int box_rows) {
+  return tensor_map<4>(
+      type, data,
+      {.extents = {columns, heads, rows, batch}, .strides = {strides[2], strides[1], strides[0]}, .box = {panel_columns, 1, box_rows, 1}});
+}
+
+/// Whether the level can read or write a tensor of these extents and strides [batch, row, head].
+inline bool multiple_of_16_bytes(const void*  base, const std::int64_t (&extents)[3], const std::int64_t (&strides)[3],
+                                 std::int64_t element_size) {
+  if (extents[0] * extents[1] * extents[2] == 0) return true;
+  if (reinterpret_cast<std::uintptr_t>(base) % 16 != 0) return false;
+  for (int d = 0; d < 3; ++d) {
+    const std::int64_t bytes = strides[d] * element_size;
+    if (extents[d] > 1 && (bytes <= 0 || bytes % 16 != 0 || bytes >= std::int64_t{1} << 40)) return false;
+  }
+  return true;
+}
+
+/// The reasons against the level that forward and backward share; empty if there is none.
+template <class Exec>
+std::string no_attention_inputs(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary) {
+  if (!sm90_code_runs(exec.cuda_device())) return "the device has not compute capability 9.0";
+  if (p.type == ElementType::float32) return "the element type is float";
+  if (p.batch > 0x7fffffff / std::max<std::int64_t>(p.heads, 1)) return "there are more than 2^31 heads";
+  if (std::max(p.queries, p.keys) >= std::int64_t{1} << 30) return "there are 2^30 or more queries or keys";
+  if (rotary.dims > 0 && p.head_dim % 8 != 0) return "rows of rotated heads are no multiples of 16 bytes";
+  if (rotary.dims == 0 && !multiple_of_16_bytes(p.query, {p.batch, p.queries, p.heads}, p.query_strides, 2))
+    return "query's base or strides are no multiples of 16 bytes";
+  if (rotary.dims == 0 && !multiple_of_16_bytes(p.key, {p.batch, p.keys, p.key_heads}, p.key_strides, 2))
+    return "key's base or strides are no multiples of 16 bytes";
+  if (!multiple_of_16_bytes(p.value, {p.batch, p.keys, p.key_heads}, p.value_strides, 2))
+    return "value's base or strides are no multiples of 16 bytes";
+  return "";
+}
+
+/// Which scores a kernel can make of products.
+enum class Scores {
+  plain,   // scaled, hidden by a window
+  biased,  // every option; each pair's score is worked out on its own
+};
+
+inline bool plain_scores(const AttentionProblem& p) {
+  return p.softcap == 0 && p.alibi_slopes == nullptr && p.relative_bias == nullptr && p.additive_mask == nullptr && p.key_keep == nullptr &&
+         p.keep == nullptr && !p.has_dropout && p.scale > 1e-20f && p.scale < 1e20f;
+}
+
+/// Puts maps where the kernel finds them, also in a graph that is replayed, and empties the queue of work items.
+template <class Maps>
+struct PrepareMaps {
+  Maps          maps;
+  Maps*         to;
+  std::int32_t* next_item;
+
+  KOKKOS_FUNCTION void operator()(int) const {
+    *to        = maps;
+    *next_item = 0;
+  }
+};
+
+template <class Maps>
+void prepare_maps(const char* label, const Kokkos::Cuda& exec, const Maps& maps, void* to, std::int32_t* next_item) {
+  Kokkos::parallel_for(label, ElementPolicy<Kokkos::Cuda>(exec, 0, 1), PrepareMaps<Maps>{maps, static_cast<Maps*>(to), next_item});
+}
+
+/// Two numbers as the tensor cores take them, the first one in the lower half.
+template <class Element>
+__device__ inline std::uint32_t two_of(float low, float high) {
+  std::uint32_t result;
+  if constexpr (std::is_same_v<Element, bfloat16_t>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+
+/// Accumulators as an A operand in registers: neighbouring columns in pairs.
+template <class Element, int Count>
+__device__ inline void pack(const float (&values)[Count], std::uint32_t (&packed)[Count / 2]) {
+#pragma unroll
+  for (int i = 0; i < Count / 2; ++i) packed[i] = two_of<Element>(values[2 * i], values[2 * i + 1]);
+}
+
+/// Columns `column` and `column + 1` of a row that has `columns`, as the element type that the output turned out to have; rows are aligned.
+template <class Element>
+__device__ inline void store_pair(bool as_float, void* data, std::int64_t row, std::int32_t column, std::int32_t columns, float first,
+                                  float second) {
+  if (column + 1 < columns) {
+    if (as_float)
+      *reinterpret_cast<float2*>(static_cast<float*>(data) + row + column) = {first, second};
+    else
+      *reinterpret_cast<std::uint32_t*>(static_cast<Element*>(data) + row + column) = two_of<Element>(first, second);
+  } else if (column < columns) {
+    store_as<Element>(as_float, data, row + column, first);
+  }
+}
+
+/// 2^x: one instruction of the special-function unit.
+__device__ inline float exp2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+inline constexpr float log2_e = 1.4426950408889634f;
+
+}  // namespace Tributary::Impl::SM90

@@ -1,0 +1,165 @@
+#include <cmath>
+
+#include "CapturedGraph.hpp"
+#include "KokkosEvents.hpp"
+#include "attention/AttentionFormula.hpp"
+
+// The Hopper level of attention where its work is cut: tiles of 128 or 192 queries and 64 to 176 keys, sequences that end within them, work
+// items in sections.  Random combinations of options are in Test_AttentionRandom.cpp.  In builds without that level there is nothing here.
+
+namespace TributaryTest {
+namespace {
+
+#if defined(TRIBUTARY_ENABLE_SM90)
+
+constexpr Level level = Level::hopper;
+
+class AttentionHopper : public HopperTest {
+ public:
+  template <class Out, class Element>
+  static void expect_forward(const AttentionCase<Element>& in) {
+    SCOPED_TRACE(text(in.shape()) + (in.options.causal ? ", causal" : "") + ", window " + std::to_string(in.options.window_left) + ", " +
+                 std::to_string(in.options.window_right));
+    expect_close(AttentionCall<Element, Out>(level, in).forward(), exact_formula(in).forward(), naive_formula(in).forward());
+  }
+};
+
+const std::vector<std::int64_t> edges = {1, 63, 64, 65, 127, 128, 129, 175, 176, 177, 191, 192, 193, 400};
+
+template <class Element>
+void head_dimensions_and_lengths(std::uint32_t stream) {
+  SCOPED_TRACE(seed_text());
+  Random random(stream);
+  for (const auto& [head_dim, value_dim] :
+       {std::pair{8, 8}, {40, 64}, {64, 64}, {64, 24}, {96, 96}, {128, 128}, {128, 72}, {192, 128}, {192, 192}, {256, 256}, {200, 256}})
+    for (int i = 0; i < 6 && !testing::Test::HasFailure(); ++i) {
+      AttentionCase<Element> in(
+          {random.integer(1, 2), random.any_of(edges), random.any_of(edges), 2, random.integer(1, 2), head_dim, value_dim}, random);
+      in.options.causal = random.coin();
+      if (random.coin()) in.options.window_left = random.integer(0, 200);
+      if (random.coin()) in.options.window_right = random.integer(0, 200);
+      if (random.coin()) in.sink = Array<float, 1>({2}, 0.5f);
+      AttentionHopper::expect_forward<Element>(in);
+      AttentionHopper::expect_forward<float>(in);
+    }
+}
+TEST_F(AttentionHopper, HeadDimensionsAndLengthsOfBfloat16) { head_dimensions_and_lengths<bfloat16_t>(100); }
+TEST_F(AttentionHopper, HeadDimensionsAndLengthsOfHalf) { head_dimensions_and_lengths<half_t>(101); }
+
+TEST_F(AttentionHopper, ManyTilesAgreeWithThePortableLevel) {
+  // Weights are rounded to bfloat16 before they meet the values, so an output is off by 2^-9 of the largest value, and is rounded itself.
+  SCOPED_TRACE(seed_text());
+  Random random(102);
+  for (const std::int64_t dim : {64, 128, 256})
+    for (const bool causal : {false, true}) {
+      AttentionCase<bfloat16_t> in({2, 1500, 1700, 6, 3, dim, dim}, random);
+      in.options.causal   = causal;
+      const auto given    = AttentionCall<bfloat16_t, float>(level, in).forward();
+      const auto expected = AttentionCall<bfloat16_t, float>(Level::portable, in).forward();
+      EXPECT_LE(largest_difference(given.out, expected.out), 0x1p-9 * 6) << "dim " << dim << (causal ? ", causal" : "");
+      EXPECT_LE(largest_difference(given.lse, expected.lse), 1e-5) << "dim " << dim << (causal ? ", causal" : "");
+    }
+}
+
+TEST_F(AttentionHopper, LargeLogitsStayFinite) {
+  Random                random(103);
+  AttentionCase<half_t> in({1, 130, 300, 1, 1, 64, 64}, random);
+  in.options.scale = 300.0f;  // scores of some 10^4
+  AttentionHopper::expect_forward<half_t>(in);
+  in.options.scale = -300.0f;
+  AttentionHopper::expect_forward<half_t>(in);
+  in.options.scale = 0.0f;
+  AttentionHopper::expect_forward<half_t>(in);
+}
+
+TEST_F(AttentionHopper, HiddenKeysMayHoldAnything) {
+  Random                    random(104);
+  AttentionCase<bfloat16_t> in({2, 70, 333, 2, 1, 64, 64}, random);
+  in.key_keep = Array<std::uint8_t, 2>({2, 333});
+  for (auto& keep : in.key_keep->values) keep = random.integer<std::uint8_t>(0, 2);
+  const auto clean = AttentionCall<bfloat16_t>(level, in).forward();
+  for (std::int64_t b = 0; b < 2; ++b)
+    for (std::int64_t j = 0; j < 333; ++j)
+      for (std::int64_t d = 0; d < 64 && (*in.key_keep)(b, j) == 0; ++d) in.key(b, j, 0, d) = in.value(b, j, 0, d) = bfloat16_t(NAN);
+  const auto given = AttentionCall<bfloat16_t>(level, in).forward();
+  EXPECT_EQ(largest_difference(given.out, clean.out), 0);
+  EXPECT_EQ(largest_difference(given.lse, clean.lse), 0);
+}
+
+TEST_F(AttentionHopper, APackedSequenceDoesNotSeeItsNeighbours) {
+  Random random(105);
+  for (const bool causal : {false, true}) {
+    AttentionCase<bfloat16_t> in({1, 700, 900, 4, 2, 128, 128}, random);
+    in.options.causal = causal;
+    in.cu_seqlens_q   = {0, 130, 130, 300, 301, 700};
+    in.cu_seqlens_k   = {0, 200, 333, 333, 500, 900};
+    AttentionHopper::expect_forward<bfloat16_t>(in);
+    const auto clean = AttentionCall<bfloat16_t>(level, in).forward();
+    for (std::int64_t j = 200; j < 333; ++j)  // the sequence without queries
+      for (std::int64_t h = 0; h < 2; ++h)
+        for (std::int64_t d = 0; d < 128; ++d) in.key(0, j, h, d) = in.value(0, j, h, d) = bfloat16_t(NAN);
+    EXPECT_EQ(largest_difference(AttentionCall<bfloat16_t>(level, in).forward().out, clean.out), 0);
+  }
+}
+
+TEST_F(AttentionHopper, EveryRunGivesTheSameBits) {
+  Random                    random(106);
+  AttentionCase<bfloat16_t> in({2, 1000, 1000, 8, 2, 128, 128}, random);
+  in.options.causal = true;
+  const AttentionCall<bfloat16_t> call(level, in);
+  const auto                      first = call.forward();
+  for (int run = 0; run < 10; ++run) {
+    const auto again = call.forward();
+    ASSERT_EQ(largest_difference(again.out, first.out), 0);
+    ASSERT_EQ(largest_difference(again.lse, first.lse), 0);
+  }
+}
+
+TEST_F(AttentionHopper, ACapturedCallReadsTheInputsOfItsReplay) {
+  Random                          random(107);
+  const AttentionShape            shape{1, 200, 300, 2, 2, 64, 64};
+  const Space                     exec = another_instance();
+  AttentionCase<bfloat16_t>       in(shape, random);
+  const AttentionCall<bfloat16_t> call(level, in);
+  const View<bfloat16_t, 4>       out("out", 1, 200, 2, 64);
+  const View<float, 3>            lse("lse", 1, 2, 200);
+  const View<std::byte, 1>        workspace(
+             "workspace", Tributary::attention_forward_workspace_size(exec, call.query, call.key, call.value, out, lse, call.options));
+  const CapturedGraph graph(
+      exec, [&] { Tributary::attention_forward(exec, call.query, call.key, call.value, out, lse, call.options, workspace); });
+  for (int i = 0; i < 3; ++i) {
+    const AttentionCase<bfloat16_t> changed(shape, random);
+    Kokkos::deep_copy(call.query, in_space(changed.query));
+    Kokkos::deep_copy(call.key, in_space(changed.key));
+    Kokkos::deep_copy(call.value, in_space(changed.value));
+    graph.launch();
+    const AttentionResult<bfloat16_t> given{from_space<4>(out), from_space<3>(lse)};
+    expect_close(given, exact_formula(changed).forward(), naive_formula(changed).forward());
+  }
+}
+
+TEST_F(AttentionHopper, StaysOnItsInstance) {
+  Random                          random(108);
+  const Space                     exec = another_instance();
+  const AttentionCase<bfloat16_t> in({1, 200, 300, 2, 2, 128, 128}, random);
+  const AttentionCall<bfloat16_t> call(level, in);
+  const View<bfloat16_t, 4>       out("out", 1, 200, 2, 128);
+  const View<std::byte, 1>        workspace(
+             "workspace", Tributary::attention_forward_workspace_size(exec, call.query, call.key, call.value, out, std::nullopt, call.options));
+  expect_stays_on_instance(
+      exec, [&] { Tributary::attention_forward(exec, call.query, call.key, call.value, out, std::nullopt, call.options, workspace); });
+}
+
+TEST_F(AttentionHopper, RefusesWhatItDoesNotTake) {
+  Random                          random(109);
+  const AttentionCase<bfloat16_t> wide({1, 3, 3, 1, 1, 264, 8}, random), narrow({1, 3, 3, 2, 1, 4, 8}, random);
+  const AttentionCase<float>      floats({1, 3, 3, 1, 1, 8, 8}, random);
+  expect_refusal([&] { AttentionCall<bfloat16_t>(level, wide).forward(); }, {"attention_forward", "Hopper", "up to 256"});
+  expect_refusal([&] { AttentionCall<bfloat16_t>(level, narrow).forward(); }, {"attention_forward", "Hopper", "16 bytes"});
+  expect_refusal([&] { AttentionCall<float>(level, floats).forward(); }, {"attention_forward", "Hopper", "float"});
+}
+
+#endif
+
+}  // namespace
+}  // namespace TributaryTest
