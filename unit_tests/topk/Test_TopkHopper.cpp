@@ -149,6 +149,19 @@ TEST_F(TopkHopper, OnePartHoldsAllTheBest) {
   }
 }
 
+/// Two parts, of 1856 listed entries each: the one with all the best cuts its pool in the middle of a chunk of equal scores, lists later
+/// ones than the bound as well, and is read again from the bound down.
+TEST_F(TopkHopper, APartReadAgainGivesEqualScoresOnce) {
+  Array<float, 3> values({1, 4, 16384});
+  for (std::int32_t j = 0; j < 16384; ++j) {  // segments of 128 values lie in part 0 and part 1 by turns
+    const std::int32_t in_part = j / 256 * 128 + j % 128;
+    const bool         best    = j / 128 % 2 == 0 && (in_part < 4096 ? in_part % 24 < 7 : in_part % 25 < 6);
+    for (std::int64_t r = 0; r < 4; ++r) values(0, r, j) = best ? 5.0f : static_cast<float>(-j);
+  }
+  expect_right(values, 2048, {.key_splits = 2});
+  expect_right(values, 2048, {.order = TopkOrder::by_index, .key_splits = 2});
+}
+
 TEST_F(TopkHopper, OneHugeRow) {
   SCOPED_TRACE(seed_text());
   Random          random(6);
