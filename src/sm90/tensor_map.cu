@@ -34,8 +34,9 @@ CUtensorMap tensor_map(ElementType type, const void* base, const TensorShape<Ran
                                                                     : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   cuuint64_t         extents[Rank], strides[Rank - 1];
   cuuint32_t         box[Rank], steps[Rank];
+  const bool         empty = std::any_of(shape.extents.begin(), shape.extents.end(), [](std::int64_t extent) { return extent == 0; });
   for (int d = 0; d < Rank; ++d) {
-    extents[d] = static_cast<cuuint64_t>(std::max<std::int64_t>(1, shape.extents[static_cast<std::size_t>(d)]));
+    extents[d] = empty && d > 0 ? 1 : static_cast<cuuint64_t>(shape.extents[static_cast<std::size_t>(d)]);
     box[d]     = static_cast<cuuint32_t>(shape.box[static_cast<std::size_t>(d)]);
     steps[d]   = 1;
   }

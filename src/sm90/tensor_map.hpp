@@ -11,7 +11,7 @@ namespace Tributary::Impl::SM90 {
 /// A tensor in device memory as the copy engine sees it, fastest dimension first.
 template <int Rank>
 struct TensorShape {
-  std::array<std::int64_t, Rank>     extents;  ///< elements; 0 counts as 1 (nothing of it may be read then)
+  std::array<std::int64_t, Rank>     extents;  ///< elements, the fastest not 0; with a 0 all others count as 1 (nothing may be read)
   std::array<std::int64_t, Rank - 1> strides;  ///< elements, of all but the fastest dimension; bytes must be multiples of 16
   std::array<int, Rank>              box;      ///< elements that one instruction copies; what lies outside the tensor comes as zero
 };

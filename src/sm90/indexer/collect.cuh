@@ -85,6 +85,10 @@ class Collector {
   __device__ const RowKeys& keys_of(const Item& item, int row) const { return item.rows[group_ * rows + row]; }
   __device__ RowState&      state_of(int row) const { return shared_.rows[group_ * rows + row]; }
   __device__ RejectedScore& rejected(int row) const { return shared_.rejected[group_ * rows + row]; }
+  /// In one piece, and by an atomic: PTX promises nothing of a compare-and-swap beside ordinary stores to shared memory.
+  __device__ void set_rejected(int row, const RejectedScore& to) const {
+    atomicExch(reinterpret_cast<unsigned long long*>(&rejected(row)), Kokkos::bit_cast<std::uint64_t>(to));
+  }
   __device__ std::uint32_t* bins_of(int row) const {
     return reinterpret_cast<std::uint32_t*>(scratch_ + Tile::bins_offset) + (group_ * rows + row) * Tile::bins;
   }
@@ -134,7 +138,7 @@ class Collector {
   /// A row's bins start anew, empty.
   __device__ void restart(int row, Entry threshold, int count, const ScoreBins& window) {
     __syncwarp();
-    if (lane_ == 0) rejected(row) = {__int_as_float(0x7fffffff), -1};
+    if (lane_ == 0) set_rejected(row, {__int_as_float(0x7fffffff), -1});
     __threadfence_block();
     clear_bins(bins_of(row), lane_);
     if (lane_ == 0) state_of(row) = {.threshold = threshold, .window = window, .count = count};
@@ -145,7 +149,7 @@ class Collector {
   __device__ void open_bins(int row, float rejected_score) {
     __threadfence_block();
     __syncwarp();
-    if (lane_ == 0) rejected(row) = {rejected_score, epoch_};
+    if (lane_ == 0) set_rejected(row, {rejected_score, epoch_});
     epoch_ = (epoch_ + 1) & 0x7fffffff;
     __syncwarp();
   }

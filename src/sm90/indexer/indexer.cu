@@ -200,6 +200,9 @@ std::int64_t tile_queries(const IndexerProblem& problem) { return 512 / problem.
 
 bool multiple_of_16_bytes(const void* base, std::initializer_list<std::pair<std::int64_t, std::int64_t>> extents_and_strides,
                           std::int64_t element_size) {
+  // A View without elements may have strides of 0; nothing is loaded of it.
+  if (std::any_of(extents_and_strides.begin(), extents_and_strides.end(), [](const auto& dimension) { return dimension.first == 0; }))
+    return true;
   if (reinterpret_cast<std::uintptr_t>(base) % 16 != 0) return false;
   return std::all_of(extents_and_strides.begin(), extents_and_strides.end(), [&](const auto& dimension) {
     const std::int64_t bytes = dimension.second * element_size;

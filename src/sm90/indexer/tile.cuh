@@ -137,7 +137,7 @@ struct ScoreBins {
 
 /// A score s with s <= score is surely not among the row's k best; NaN: no such score is known.  Whoever finds a higher one puts it in
 /// place of the one that it started from: the epoch, another one whenever the row's bins start anew, lets what was found in old bins fail.
-struct RejectedScore {
+struct alignas(8) RejectedScore {
   float        score;
   std::int32_t epoch;  // -1: the bins are not to be read
 };

@@ -94,12 +94,13 @@ class Candidates {
     return wanted & mask;
   }
 
-  /// Cuts to the `keep` best or a few more, `most` at most; they reach the new bound.  Called by all threads after a barrier with more than
-  /// `most` entries in the pool; ends with a barrier.
+  /// Cuts to the `keep` best or a few more, `most` at most; they reach the new bound, which is never below the last one.  Called by all
+  /// threads after a barrier with more than `most` entries in the pool; ends with a barrier.
   __device__ void cut(int keep, int most) {
-    const int n   = entries_in_pool();
-    Entry     low = 0, high = ~Entry{0};
-    int       above = 0;
+    const int   n     = entries_in_pool();
+    const Entry least = bound_;
+    Entry       low = 0, high = ~Entry{0};
+    int         above = 0;
     for (;;) {  // each round looks into the bin that holds the keep-th best, until few others are in it
       const Place place = locate<2 * Bins, false>(n, low, high, keep - above);
       bound_            = place.bins.bottom(place.bin);
@@ -108,6 +109,8 @@ class Candidates {
       low  = bound_;
       high = place.bins.top(place.bin);
     }
+    // The bin may reach further down than the last bound, past entries that were left out for that one; `keep` reach both.
+    if (bound_ < least) bound_ = least;
     compact(n, most);
   }
 

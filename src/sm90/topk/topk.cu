@@ -39,7 +39,7 @@ constexpr int most_parts   = 256;
 /// What the teams that read the parts of rows leave.
 struct PartLists {
   Entry*   entries;  // [rows, parts, capacity], no_entry where a part has fewer
-  Entry*   bounds;   // [rows, parts]: a part's entries from it up are all in its list
+  Entry*   bounds;   // [rows, parts]: a part's entries from it up are in its list, and no others
   unsigned parts;    // of each row
   int      keep, capacity;
 };
@@ -106,8 +106,11 @@ struct SelectParts {
     Pool       pool(aligned_scratch(team, Pool::scratch_bytes(0, sizes.capacity)), lists.keep, sizes.most, sizes.capacity);
     stream(RowReader<Value, threads, loads<Value>>(rows, rows.place(list / lists.parts), {list % lists.parts, lists.parts}), pool);
     if (pool.count() > lists.capacity) pool.cut(lists.keep, lists.capacity);
-    for (int i = Pool::Team::rank(); i < lists.capacity; i += threads)
-      lists.entries[static_cast<std::size_t>(list) * lists.capacity + i] = i < pool.count() ? pool.entries()[i] : no_entry;
+    for (int i = Pool::Team::rank(); i < lists.capacity; i += threads) {
+      const Entry entry = i < pool.count() ? pool.entries()[i] : no_entry;
+      // The pool may hold some below its bound, of equal scores; where the part is read again they would come twice.
+      lists.entries[static_cast<std::size_t>(list) * lists.capacity + i] = entry >= pool.bound() ? entry : no_entry;
+    }
     if (Pool::Team::rank() == 0) lists.bounds[list] = pool.bound();
     exit_thread();
   }
