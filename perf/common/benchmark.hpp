@@ -61,12 +61,17 @@ double measure(benchmark::State& state, const Exec& exec, const Call& call) {
   return seconds / static_cast<double>(state.iterations());
 }
 
-/// A benchmark named by the parts, with slashes between them.
-template <class Function>
-void add_benchmark(std::initializer_list<std::string_view> parts, const Function& function) {
+/// The parts with slashes between them.
+inline std::string name_of_benchmark(std::initializer_list<std::string_view> parts) {
   std::string name;
   for (const auto part : parts) name.append(name.empty() ? "" : "/").append(part);
-  benchmark::RegisterBenchmark(name.c_str(), function)
+  return name;
+}
+
+/// A benchmark named by the parts.
+template <class Function>
+void add_benchmark(std::initializer_list<std::string_view> parts, const Function& function) {
+  benchmark::RegisterBenchmark(name_of_benchmark(parts).c_str(), function)
       ->Unit(benchmark::kMillisecond)
       ->UseManualTime()
       ->Repetitions(5)

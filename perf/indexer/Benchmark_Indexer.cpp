@@ -1,5 +1,4 @@
 #include <Tributary_Indexer.hpp>
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -8,32 +7,17 @@
 #include "common/benchmark.hpp"
 #include "common/machine.hpp"
 #include "common/random.hpp"
+#include "indexer/IndexerShape.hpp"
 
 // indexer_score and indexer_topk on the CPU.  Counters: GFLOP/s of legal work (2 H D flop a legal pair); of_SGEMM, that rate as a
-// fraction of the machine's own SGEMM, which is SGEMM GFLOP/s; GB/s of inputs and outputs, each once.
+// fraction of the machine's own SGEMM, which is SGEMM GFLOP/s; GB/s of inputs and outputs, each once.  On a CUDA device:
+// Benchmark_IndexerDevice.cpp.
 
 namespace Tributary::Benchmark {
 
 namespace {
 
-struct Shape {
-  std::int64_t queries, keys, heads, head_dim, top_k;
-  std::int32_t ratio = 0;  // 0: every key is legal
-
-  std::string name() const {
-    return "S" + std::to_string(queries) + "_T" + std::to_string(keys) + "_H" + std::to_string(heads) + "_D" + std::to_string(head_dim) +
-           "_k" + std::to_string(top_k) + (ratio == 0 ? "_full" : "_ratio" + std::to_string(ratio));
-  }
-  double legal_pairs() const {
-    if (ratio == 0) return static_cast<double>(queries) * static_cast<double>(keys);
-    std::int64_t pairs = 0;
-    for (std::int64_t t = 0; t < queries; ++t) pairs += std::min(keys, (t + 1) / ratio);
-    return static_cast<double>(pairs);
-  }
-  IndexerOptions options() const { return ratio == 0 ? IndexerOptions{} : IndexerOptions{.legal_keys = RatioCausal{.ratio = ratio}}; }
-};
-
-constexpr Shape shapes[] = {
+constexpr IndexerShape shapes[] = {
     {.queries = 8192, .keys = 2048, .heads = 16, .head_dim = 64, .top_k = 256},
     {.queries = 4096, .keys = 16384, .heads = 16, .head_dim = 64, .top_k = 256},
     {.queries = 4096, .keys = 1024, .heads = 64, .head_dim = 128, .top_k = 512, .ratio = 4}};  // DeepSeek-V4's dimensions
@@ -44,7 +28,7 @@ struct Inputs {
   Kokkos::View<Element**, Kokkos::LayoutRight, Kokkos::HostSpace>  key;
   Kokkos::View<float**, Kokkos::LayoutRight, Kokkos::HostSpace>    weights;
 
-  explicit Inputs(const Shape& shape)
+  explicit Inputs(const IndexerShape& shape)
       : query(random<Element***>("query", 1, shape.queries, shape.heads, shape.head_dim)),
         key(random<Element**>("key", 2, shape.keys, shape.head_dim)),
         weights(random<float**>("weights", 3, shape.queries, shape.heads)) {}
@@ -53,8 +37,8 @@ struct Inputs {
 };
 
 template <class Exec>
-void report(benchmark::State& state, const Exec& exec, const Shape& shape, double bytes, double seconds) {
-  const double flop_rate     = 2.0 * static_cast<double>(shape.heads * shape.head_dim) * shape.legal_pairs() / seconds;
+void report(benchmark::State& state, const Exec& exec, const IndexerShape& shape, double bytes, double seconds) {
+  const double flop_rate     = shape.flop() / seconds;
   state.counters["GFLOP/s"]  = 1e-9 * flop_rate;
   state.counters["of_SGEMM"] = flop_rate / sgemm_rate(exec);
   state.counters["SGEMM"]    = 1e-9 * sgemm_rate(exec);
@@ -62,7 +46,7 @@ void report(benchmark::State& state, const Exec& exec, const Shape& shape, doubl
 }
 
 template <class Element, class Exec>
-void run_score(benchmark::State& state, const Exec& exec, const Shape& shape) {
+void run_score(benchmark::State& state, const Exec& exec, const IndexerShape& shape) {
   const Inputs<Element> in(shape);
   const auto            scores  = output<float**>("scores", shape.queries, shape.keys);
   const double          seconds = measure(state, exec, [&] { indexer_score(exec, in.query, in.key, in.weights, scores, shape.options()); });
@@ -70,7 +54,7 @@ void run_score(benchmark::State& state, const Exec& exec, const Shape& shape) {
 }
 
 template <class Element, class Exec>
-void run_topk(benchmark::State& state, const Exec& exec, const Shape& shape) {
+void run_topk(benchmark::State& state, const Exec& exec, const IndexerShape& shape) {
   const Inputs<Element> in(shape);
   const auto            indices = output<std::int32_t**>("indices", shape.queries, shape.top_k);
   const auto            scores  = output<float**>("scores", shape.queries, shape.top_k);
@@ -83,7 +67,7 @@ void run_topk(benchmark::State& state, const Exec& exec, const Shape& shape) {
 void add_benchmarks() {
   benchmark::AddCustomContext("sgemm", sgemm_name());
   for_each_host_space([]<class Exec>(const Exec& exec, const std::string& space) {
-    for (const Shape& shape : shapes) {
+    for (const IndexerShape& shape : shapes) {
       const auto add = [&]<class Element>(std::type_identity<Element>, const std::string& type) {
         add_benchmark({"indexer_score", space, type, shape.name()},
                       [=](benchmark::State& state) { run_score<Element>(state, exec, shape); });
@@ -93,6 +77,9 @@ void add_benchmarks() {
       add(std::type_identity<bfloat16_t>{}, "bfloat16");
     }
   });
+#ifdef KOKKOS_ENABLE_CUDA
+  add_indexer_device_benchmarks(Kokkos::Cuda{}, "cuda");
+#endif
 }
 
 }  // namespace Tributary::Benchmark

@@ -1,0 +1,89 @@
+#pragma once
+#include <Tributary_Attention.hpp>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "common/random.hpp"
+
+namespace Tributary::Benchmark {
+
+struct AttentionShape {
+  std::int64_t length, heads, head_dim;
+  bool         causal;
+
+  std::string name() const {
+    return "S" + std::to_string(length) + "_H" + std::to_string(heads) + "_D" + std::to_string(head_dim) + (causal ? "_causal" : "_full");
+  }
+  double legal_pairs() const { return static_cast<double>(causal ? length * (length + 1) / 2 : length * length); }
+  /// Forward 2 products a pair, backward 5.
+  double flop(int products) const { return 2.0 * products * static_cast<double>(heads * head_dim) * legal_pairs(); }
+};
+
+/// Arguments of attention_forward, in the memory of Space.  A workspace may follow the execution space of a call.
+template <class Element, class Space = Kokkos::DefaultHostExecutionSpace>
+struct ForwardCall {
+  using Heads                   = Array<Element***, Space>;
+  static constexpr int products = 2;
+
+  Heads                 query, key, value, out;
+  Array<float**, Space> lse;
+  AttentionOptions      options;
+
+  explicit ForwardCall(const AttentionShape& shape, Level level = Level::automatic)
+      : query(random<Element***, Space>("query", 1, shape.length, shape.heads, shape.head_dim)),
+        key(random<Element***, Space>("key", 2, shape.length, shape.heads, shape.head_dim)),
+        value(random<Element***, Space>("value", 3, shape.length, shape.heads, shape.head_dim)),
+        out(output<Element***, Space>("out", shape.length, shape.heads, shape.head_dim)),
+        lse(output<float**, Space>("lse", shape.heads, shape.length)),
+        options{.causal = shape.causal, .level = level} {}
+
+  template <class Exec, class... Workspace>
+  void run(const Exec& exec, const Workspace&... workspace) const {
+    attention_forward(exec, query, key, value, out, lse, options, workspace...);
+  }
+  template <class Exec>
+  std::size_t workspace_size(const Exec& exec) const {
+    return attention_forward_workspace_size(exec, query, key, value, out, lse, options);
+  }
+  double bytes() const { return static_cast<double>(4 * sizeof(Element) * query.size() + sizeof(float) * lse.size()); }
+};
+
+/// Arguments of attention_backward; forward must have run.
+template <class Element, class Space = Kokkos::DefaultHostExecutionSpace>
+struct BackwardCall {
+  static constexpr int products = 5;
+
+  ForwardCall<Element, Space>                 forward;
+  typename ForwardCall<Element, Space>::Heads grad_out, grad_query, grad_key, grad_value;
+
+  explicit BackwardCall(const AttentionShape& shape, Level level = Level::automatic)
+      : forward(shape, level),
+        grad_out(random<Element***, Space>("grad_out", 4, shape.length, shape.heads, shape.head_dim)),
+        grad_query(output<Element***, Space>("grad_query", shape.length, shape.heads, shape.head_dim)),
+        grad_key(output<Element***, Space>("grad_key", shape.length, shape.heads, shape.head_dim)),
+        grad_value(output<Element***, Space>("grad_value", shape.length, shape.heads, shape.head_dim)) {}
+
+  template <class Exec>
+  void run(const Exec& exec) const {
+    const auto& [query, key, value, out, lse, options] = forward;
+    attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options);
+  }
+  template <class Exec, class Workspace>
+  void run(const Exec& exec, const Workspace& workspace) const {
+    const auto& [query, key, value, out, lse, options] = forward;
+    attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options, {}, workspace);
+  }
+  template <class Exec>
+  std::size_t workspace_size(const Exec& exec) const {
+    const auto& [query, key, value, out, lse, options] = forward;
+    return attention_backward_workspace_size(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options);
+  }
+  double bytes() const { return forward.bytes() + static_cast<double>(4 * sizeof(Element) * grad_out.size()); }
+};
+
+#ifdef KOKKOS_ENABLE_CUDA
+void add_attention_device_benchmarks(const Kokkos::Cuda& exec, const std::string& space);
+#endif
+
+}  // namespace Tributary::Benchmark

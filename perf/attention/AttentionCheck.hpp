@@ -1,0 +1,96 @@
+#pragma once
+#include <Tributary_Reference.hpp>
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "attention/AttentionCalls.hpp"
+#include "common/device.hpp"
+
+// Results on a CUDA device against the reference, on a few rows of the first and the last head: a wrong result is not timed.
+
+namespace Tributary::Benchmark {
+
+#ifdef KOKKOS_ENABLE_CUDA
+
+using Rows = std::pair<std::int64_t, std::int64_t>;
+
+template <class Element>
+using HostHeads = Array<Element***, Kokkos::HostSpace>;
+
+/// Some rows of one head.
+template <class View>
+auto rows_of(const View& array, const Rows& rows, std::int64_t head) {
+  return Kokkos::subview(array, rows, Rows(head, head + 1), Kokkos::ALL);
+}
+template <class View>
+auto lse_of(const View& lse, const Rows& rows, std::int64_t head) {
+  return Kokkos::subview(lse, Rows(head, head + 1), rows);
+}
+
+/// Throws where a row differs from the reference by more than rounding of weights and results to 16 bits explains.
+template <class Result, class Expected>
+void require_close(const char* name, const Result& result, const Expected& expected) {
+  double error = 0, largest = 0;
+  for (std::size_t d = 0; d < expected.size(); ++d) {
+    const auto wanted = static_cast<double>(static_cast<float>(expected(0, 0, d)));
+    largest           = std::max(largest, std::abs(wanted));
+    error             = std::max(error, std::abs(static_cast<double>(static_cast<float>(result(0, 0, d))) - wanted));
+  }
+  if (!(error <= 0.03 * largest)) throw std::runtime_error(std::string("wrong result: a row of ") + name);
+}
+
+/// Calls function(row, head) for those that are checked.
+template <class Function>
+void for_each_sample(const AttentionShape& shape, const Function& function) {
+  for (const std::int64_t head : {std::int64_t{0}, shape.heads - 1})
+    for (const std::int64_t row : {std::int64_t{0}, shape.length / 3, shape.length - 1}) function(row, head);
+}
+
+template <class Element>
+void require_right(const AttentionShape& shape, const ForwardCall<Element, Kokkos::Cuda>& call) {
+  const auto query = on_host(call.query), key = on_host(call.key), value = on_host(call.value), out = on_host(call.out);
+  for_each_sample(shape, [&](std::int64_t i, std::int64_t head) {
+    const Rows             row(i, i + 1), keys(0, shape.causal ? i + 1 : shape.length);
+    const HostHeads<float> expected("expected", 1, 1, shape.head_dim);
+    Reference::attention_forward(rows_of(query, row, head), rows_of(key, keys, head), rows_of(value, keys, head), expected, std::nullopt);
+    require_close("out", rows_of(out, row, head), expected);
+  });
+}
+
+template <class Element>
+void require_right(const AttentionShape& shape, const BackwardCall<Element, Kokkos::Cuda>& call) {
+  require_right(shape, call.forward);
+  const auto query = on_host(call.forward.query), key = on_host(call.forward.key), value = on_host(call.forward.value),
+             out = on_host(call.forward.out), grad_out = on_host(call.grad_out), grad_query = on_host(call.grad_query),
+             grad_key = on_host(call.grad_key), grad_value = on_host(call.grad_value);
+  const auto lse      = on_host(call.forward.lse);
+  const auto expected = [&](const Rows& rows, const Rows& keys, std::int64_t head) {
+    struct {
+      HostHeads<Element> query, key, value;
+    } gradients{HostHeads<Element>("query", rows.second - rows.first, 1, shape.head_dim),
+                HostHeads<Element>("key", keys.second - keys.first, 1, shape.head_dim),
+                HostHeads<Element>("value", keys.second - keys.first, 1, shape.head_dim)};
+    Reference::attention_backward(rows_of(query, rows, head), rows_of(key, keys, head), rows_of(value, keys, head),
+                                  rows_of(out, rows, head), lse_of(lse, rows, head), rows_of(grad_out, rows, head), gradients.query,
+                                  gradients.key, gradients.value);
+    return gradients;
+  };
+  // A query's gradient needs all of its keys, a key's all of the queries that see it.
+  for_each_sample(shape, [&](std::int64_t i, std::int64_t head) {
+    const Rows row(i, i + 1), keys(0, shape.causal ? i + 1 : shape.length), queries(shape.causal ? i : 0, shape.length);
+    // a causal query 0 sees one key: its weight is 1, whatever the query
+    if (keys.second > 1) require_close("grad_query", rows_of(grad_query, row, head), expected(row, keys, head).query);
+    const auto of_key = expected(queries, row, head);
+    require_close("grad_key", rows_of(grad_key, row, head), of_key.key);
+    require_close("grad_value", rows_of(grad_value, row, head), of_key.value);
+  });
+}
+
+#endif
+
+}  // namespace Tributary::Benchmark
