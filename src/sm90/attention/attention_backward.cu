@@ -266,7 +266,7 @@ struct AttentionBackwardFunctor {
     } else {
       ptx::setmaxnreg_dec<Tile::other_registers>();
       if (warp == Tile::math_warps)
-        GradientLoader<Tile>(call, shared, scratch, lane).run(team.league_rank(), team.league_size());
+        GradientLoader<Tile>(call, shared, scratch, lane).run();
       else if (warp == Tile::math_warps + 1 && call.cleans())
         clean_tiles<Tile>(call, shared, scratch, lane);
       else if (warp == Tile::math_warps + 2 && lane == 0)

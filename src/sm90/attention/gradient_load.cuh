@@ -34,7 +34,7 @@ class GradientLoader {
   __device__ GradientLoader(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int lane)
       : call_(call), shared_(shared), scratch_(scratch), lane_(lane) {}
 
-  __device__ void run(int team, int teams) {
+  __device__ void run() {
     if (lane_ == 0) {
       ptx::fence_proxy_tensormap(&call_.maps()->query);
       ptx::fence_proxy_tensormap(&call_.maps()->key);
@@ -44,9 +44,8 @@ class GradientLoader {
     const AttentionProblem& p = call_.problem;
     const PackedOffsets     by_key{p.packed.cu_seqlens_k, p.packed.cu_seqlens_q, p.packed.sequences};
     const std::int64_t      items = call_.items(), pairs = p.batch * p.key_heads, in_section = call_.plan.section * call_.plan.blocks;
-    // A team's first item is its own number, the next ones come from the queue.  Blocks of keys are drawn in order: so what one waits for
-    // was drawn before.
-    for (std::int64_t item = team; item < items;) {
+    // Blocks of keys are drawn in order, by teams that run: what one waits for is being worked on.
+    for (std::int64_t item = draw(); item < items; item = draw()) {
       const std::int64_t first_pair = item / in_section * call_.plan.section, left = pairs - first_pair;
       const std::int64_t section = left < call_.plan.section ? left : call_.plan.section;
       const std::int64_t block = item % in_section / section, pair = first_pair + item % in_section % section;
@@ -56,13 +55,16 @@ class GradientLoader {
         load(describe_keys(p, k, static_cast<std::int32_t>(pair % p.key_heads)));
         row += k.rows;
       }
-      if (lane_ == 0) item = teams + static_cast<std::int64_t>(atomicAdd(call_.plan.next_item, 1));
-      item = __shfl_sync(0xffffffffu, item, 0);
     }
     publish({.batch = -1});
   }
 
  private:
+  __device__ std::int64_t draw() const {
+    const std::int32_t item = lane_ == 0 ? atomicAdd(call_.plan.next_item, 1) : 0;
+    return __shfl_sync(0xffffffffu, item, 0);
+  }
+
   __device__ void publish(const GradientPiece& piece) {
     ptx::mbarrier_wait(&shared_.piece_empty[piece_at_.slot], piece_at_.round ^ 1);
     if (lane_ == 0) {
