@@ -190,6 +190,20 @@ TEST_F(AttentionErrors, Previous) {
                            "previous is given, which goes with attention_forward only");
 }
 
+TEST_F(AttentionErrors, OptionsWithStridedRows) {
+  using Strided1 = Kokkos::View<float*, Kokkos::LayoutStride, Memory>;
+  using Strided2 = Kokkos::View<std::uint8_t**, Kokkos::LayoutStride, Memory>;
+  using Strided4 = Kokkos::View<float****, Kokkos::LayoutStride, Memory>;
+  const Strided1 sink("the caller's name", Kokkos::LayoutStride(4, 2));
+  const Strided2 key_keep("", Kokkos::LayoutStride(2, 1, 10, 2));
+  const Strided4 mask("", Kokkos::LayoutStride(1, 1, 1, 1, 3, 1, 10, 3));
+  expect_options_refused({.key_keep = key_keep}, "the last dimension of key_keep has stride 2, expected 1");
+  expect_options_refused({.additive_mask = mask}, "the last dimension of additive_mask has stride 3, expected 1");
+  expect_options_refused({.sink = sink}, "the last dimension of sink has stride 2, expected 1");
+  const View<float, 1> good_sink("sink", 4);
+  expect_gradients_refused({.sink = good_sink}, {.sink = sink}, "the last dimension of the gradient of sink has stride 2, expected 1");
+}
+
 TEST_F(AttentionErrors, GradientsOfWhatIsNotGiven) {
   const View<float, 4> mask("mask", 1, 4, 1, 10), full("mask", 2, 4, 3, 10);
   const View<float, 2> slopes("slopes", 2, 4), table("table", 8, 4), larger("table", 16, 4);
