@@ -137,7 +137,7 @@ struct KeyGradientFunctor {
   /// Queries tile ... tile + columns - 1 of one head.
   KOKKOS_FUNCTION void stream(const Member& team, const Operands& slot, const Segment& s, std::int64_t first, std::int64_t count,
                               std::int32_t head, std::int64_t tile, std::int64_t columns) const {
-    const std::int64_t row_blocks = Product::row_blocks(count), row = s.row + tile, offset = s.keys - s.queries;
+    const std::int64_t row_blocks = Product::row_blocks(count), row = s.row + tile, offset = p.alignment(s);
     const auto         queries = query_rows<Element>(p, s.batch, row, head, columns);
     Pack::transposed(team, queries, columns, p.head_dim, slot.column_a);
     Pack::straight(team, queries, columns, p.head_dim, plan.tile, slot.inner_a);
@@ -145,8 +145,8 @@ struct KeyGradientFunctor {
       Pack::transposed(team, rows, columns, p.value_dim, slot.column_b);
       Pack::straight(team, rows, columns, p.value_dim, plan.tile, slot.inner_b);
     });
-    const DropoutBits dropout{p, slot.dropout, first, plan.tile};
-    if (p.has_dropout) dropout.draw<host>(team, s.sequence, head, tile, count, columns);
+    const DropoutBits dropout{p, slot.dropout, p.key_offset + first, plan.tile};
+    if (p.has_dropout) dropout.draw<host>(team, s.sequence, head, p.query_offset + tile, count, columns);
     const std::int64_t at = (s.batch * p.heads + head) * p.queries + row;
     for_each_element<host>(team, 1, Product::column_blocks(columns) * Product::columns, [&](std::int64_t, std::int64_t c) {
       slot.lse[c]   = c < columns ? statistics.lse[at + c] : Kokkos::Experimental::infinity_v<float>;
@@ -203,11 +203,11 @@ struct QueryRows {
               s.sequence,
               s.row + q,
               s.first_query + q,
-              s.first_query + q + s.keys - s.queries,
+              s.first_query + q + p.alignment(s),
               static_cast<std::int32_t>(first_head + r / s.rows)};
   }
   KOKKOS_INLINE_FUNCTION KeyInterval keys() const {
-    const std::int64_t position = s.first_query + s.keys - s.queries;
+    const std::int64_t position = s.first_query + p.alignment(s);
     return p.window_of(position, position + s.rows - 1, s.keys);
   }
 

@@ -157,9 +157,9 @@ struct BucketTable {
   const std::int32_t* bucket;  // [2 * max_distance + 1], of j - i' from -max_distance on
 };
 
-/// One query of one head against keys j.
+/// One query of one head against keys j.  Keys count from the first that is here.
 struct QueryPlace {
-  std::int64_t batch, sequence, row, query, position;  // tensors' batch and row; number in its sequence; i'
+  std::int64_t batch, sequence, row, query, position;  // tensors' batch and row; number in its segment's sequence; i' among the keys
   std::int32_t head;
 };
 
@@ -203,7 +203,7 @@ struct PairScores {
   }
 };
 
-/// The random words for a query of one head and keys 4 * block ... 4 * block + 3, numbers in the sequence.
+/// The random words for a query of one head and keys 4 * block ... 4 * block + 3, numbers in the whole sequences.
 KOKKOS_INLINE_FUNCTION PhiloxBlock dropout_words(const AttentionProblem& p, std::int64_t sequence, std::int32_t head, std::int64_t query,
                                                  std::int64_t block) {
   return philox(p.dropout_seed, static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(query),
@@ -216,11 +216,12 @@ class DropoutRow {
   KOKKOS_INLINE_FUNCTION DropoutRow(const AttentionProblem& p, const QueryPlace& i) : p_(p), place_(i) {}
 
   KOKKOS_INLINE_FUNCTION float factor(std::int64_t j) {
-    if (j / 4 != block_) {
-      block_ = j / 4;
-      words_ = dropout_words(p_, place_.sequence, place_.head, place_.query, block_);
+    const std::int64_t key = p_.key_offset + j;
+    if (key / 4 != block_) {
+      block_ = key / 4;
+      words_ = dropout_words(p_, place_.sequence, place_.head, p_.query_offset + place_.query, block_);
     }
-    return words_.word[j % 4] >= p_.dropout_threshold ? p_.dropout_scale : 0.0f;
+    return words_.word[key % 4] >= p_.dropout_threshold ? p_.dropout_scale : 0.0f;
   }
 
  private:
@@ -234,12 +235,12 @@ class DropoutRow {
 struct DropoutBits {
   const AttentionProblem& p;
   std::uint8_t*           bits;       // [of_rows(keys)][tile]
-  std::int64_t            first_key;  // number in the sequence
+  std::int64_t            first_key;  // number in the whole sequence
   std::int64_t            tile;
 
   KOKKOS_INLINE_FUNCTION static constexpr std::int64_t of_rows(std::int64_t keys) { return keys / 4 + 2; }
 
-  /// For keys first_key ... first_key + keys - 1 and queries that follow `query`.
+  /// For keys first_key ... first_key + keys - 1 and queries that follow `query`, a number in the whole sequence.
   template <bool OnHost, class Member>
   KOKKOS_INLINE_FUNCTION void draw(const Member& team, std::int64_t sequence, std::int32_t head, std::int64_t query, std::int64_t keys,
                                    std::int64_t queries) const {
