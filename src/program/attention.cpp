@@ -1,6 +1,5 @@
 #include <Kokkos_Core.hpp>
 #include <Tributary_Attention.hpp>
-#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
@@ -10,12 +9,14 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "allocation_meter.hpp"
 #include "arrays.hpp"
 #include "attention_inputs.hpp"
 #include "backend.hpp"
 #include "command.hpp"
+#include "input_file.hpp"
 #include "options.hpp"
 #include "output_files.hpp"
 
@@ -86,13 +87,10 @@ class AttentionCommand : public Command {
       throw std::invalid_argument("--grad-output is given, but none of --grad-query, --grad-key, --grad-value");
     require_storable(inputs_.out_shape());
     require_storable(inputs_.lse_shape());
-    const std::array outputs{&output_, &lse_, &grad_query_, &grad_key_, &grad_value_};
-    for (auto a = outputs.begin(); a != outputs.end(); ++a)
-      for (auto b = outputs.begin(); b != a; ++b)
-        if ((*a)->given() && (*b)->given() && OutputFiles::same((*a)->path, (*b)->path))
-          throw std::invalid_argument((*b)->option->get_name() + " and " + (*a)->option->get_name() + " name the same file");
-    for (const Output* output : outputs)
-      if (output->given()) OutputFiles::require_writable(output->path);
+    std::vector<OutputFiles::Named> files;
+    for (const Output* output : {&output_, &lse_, &grad_query_, &grad_key_, &grad_value_})
+      if (output->given()) files.push_back({output->option->get_name(), output->path});
+    OutputFiles::require_distinct_and_writable(files);
   }
 
   int run() override {
