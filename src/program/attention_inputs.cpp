@@ -65,6 +65,14 @@ void AttentionInputs::add(CLI::App& app) {
   query.add(app, "--query", "Queries [S, H, D] or [B, S, H, D], float32 or float16", "Q.npy")->required();
   key.add(app, "--key", "Keys [T, G, D] or [B, T, G, D]; G divides H, query head h uses key head h / (H/G)", "K.npy")->required();
   value.add(app, "--value", "Values [T, G, E] or [B, T, G, E]", "V.npy")->required();
+  auto* const query_offset =
+      app.add_option("--query-offset", options.query_offset,
+                     "The queries are a stretch of a longer sequence that begins at this position, which replaces T - S wherever positions "
+                     "count: --causal, --window, --alibi, --relative-bias, rotary embedding; dropout counts queries from it")
+          ->type_name("N");
+  app.add_option("--key-offset", options.key_offset, "Likewise the keys: j counts from it (default 0)")
+      ->type_name("N")
+      ->needs(query_offset);
   app.add_flag("--causal", options.causal, "Key j is legal for query i iff j <= i + T - S");
   app.add_option_function<std::string>(
          "--window", [this](const std::string& text) { std::tie(options.window_left, options.window_right) = window_of(text); },
@@ -108,7 +116,7 @@ void AttentionInputs::add(CLI::App& app) {
       ->needs(table);
 
   auto* const packed = cu_seqlens_q.add(app, "--cu-seqlens-q", "Packed sequences: the first query of each, and S; int32 or int64", "C.npy");
-  packed->needs(cu_seqlens_k.add(app, "--cu-seqlens-k", "Likewise of keys, and T", "C.npy")->needs(packed));
+  packed->needs(cu_seqlens_k.add(app, "--cu-seqlens-k", "Likewise of keys, and T", "C.npy")->needs(packed))->excludes(query_offset);
 
   // an unsigned option would take -1 as 2^64 - 1
   const CLI::Validator not_negative(
@@ -135,6 +143,7 @@ void AttentionInputs::check() {
   for (InputFile* file : {&rope_positions, &rope_query_positions, &rope_key_positions, &cu_seqlens_q, &cu_seqlens_k})
     file->open({NpyType::int32, NpyType::int64});
   check_shapes();
+  check_offsets();
   check_sequences();
   check_masks();
   check_biases();
@@ -168,6 +177,16 @@ void AttentionInputs::check_shapes() {
     refuse(query.path() + ": has " + std::to_string(heads) + " heads, expected a multiple of the " + std::to_string(key_heads) + " of " +
            key.path());
   if (queries > largest_int32 || keys > largest_int32) refuse("more than 2147483647 queries or keys");
+}
+
+void AttentionInputs::check_offsets() const {
+  constexpr std::int64_t end = largest_int32 + 1;
+  for (const auto& [name, offset, first, rows, what] :
+       {std::tuple{"--query-offset", options.query_offset.value_or(0), -end, queries, "queries"},
+        {"--key-offset", options.key_offset, std::int64_t{0}, keys, "keys"}})
+    if (offset < first || offset > end - rows)
+      refuse(std::string(name) + " is " + std::to_string(offset) + ", expected " + std::to_string(first) + " to " +
+             std::to_string(end - rows) + " with " + std::to_string(rows) + " " + what);
 }
 
 void AttentionInputs::check_sequences() {
@@ -245,9 +264,11 @@ std::optional<double> AttentionInputs::legal_pairs() const {
   if (keep_mask.given() || key_keep.given() || additive_mask.given()) return std::nullopt;
   const std::int64_t left = options.window_left, right = options.causal ? 0 : options.window_right;
   const auto         of_sequence = [&](std::int64_t rows, std::int64_t columns) {
-    double pairs = 0;
+    // of the first query among the keys that are here
+    const std::int64_t first = options.query_offset ? *options.query_offset - options.key_offset : columns - rows;
+    double             pairs = 0;
     for (std::int64_t i = 0; i < rows; ++i) {
-      const std::int64_t position = i + columns - rows;
+      const std::int64_t position = first + i;
       const std::int64_t begin    = left < 0 ? 0 : std::max<std::int64_t>(position - left, 0),
                          end      = right < 0 ? columns : std::min(position + right + 1, columns);
       pairs += static_cast<double>(std::max<std::int64_t>(end - begin, 0));
@@ -294,6 +315,8 @@ nlohmann::ordered_json AttentionInputs::options_report() const {
   using Json         = nlohmann::ordered_json;
   const auto& rotary = options.rotary;
   Json        report{{"dtype", dtype_name(dtype)}, {"causal", options.causal}, {"window", {options.window_left, options.window_right}}};
+  report["query_offset"]  = options.query_offset ? Json(*options.query_offset) : Json(nullptr);
+  report["key_offset"]    = options.key_offset;
   report["scale"]         = options.scale.value_or(static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim))));
   report["softcap"]       = options.softcap;
   report["rope"]          = rotary.dims == 0 ? Json(nullptr)

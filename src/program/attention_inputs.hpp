@@ -38,6 +38,7 @@ struct AttentionInputs {
 
  private:
   void         check_shapes();
+  void         check_offsets() const;
   void         check_sequences();
   void         check_masks();
   void         check_biases() const;

@@ -17,6 +17,7 @@ namespace Tributary::Program {
 class InputFile {
  public:
   CLI::Option* add(CLI::App&, const std::string& name, const std::string& description, const std::string& type_name);
+  CLI::Option* option() const { return option_; }
   bool         given() const { return option_->count() > 0; }
   /// Maps the file if it is given; throws unless it holds one of these types.
   void           open(std::initializer_list<NpyType>);
