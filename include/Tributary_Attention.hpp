@@ -12,7 +12,8 @@
 /// \file
 /// Dense attention with an online softmax: O = softmax(x) V over x[i,j] = cap * tanh(scale * (q_i . k_j) / cap) + biases, its gradients,
 /// and the merging of partial results.  B batch, Sq queries, Sk keys, Hq query heads, Hkv key heads, D and Dv head dimensions; i' = i + Sk
-/// - Sq is query i's position among the keys, so that causal order is aligned at the end.
+/// - Sq is query i's position among the keys, so that causal order is aligned at the end.  A call that holds a stretch of longer sequences
+/// says where it lies, see AttentionOptions::query_offset.
 
 namespace Tributary {
 
@@ -42,7 +43,8 @@ struct RelativePositionBias {
 
 /// Dropout of attention weights with Philox4x32-10 (Salmon et al., SC11): the seed is the key; element (b,h,i,j) is dropped iff word j%4 of
 /// counter (j/4, i, b*Hq + h, offset) is below floor(probability * 2^32).  Kept weights are divided by 1 - probability; LSE does not see
-/// it.
+/// it.  With a query_offset i and j count from the sequences' beginnings (i modulo 2^32), so that the mask is the same however they are
+/// cut.
 struct Dropout {
   double        probability = 0;
   std::uint64_t seed        = 0;
@@ -71,12 +73,19 @@ struct AttentionOptions {
   ArrayOption<float, 1>        sink          = {};  ///< [Hq]: exp(sink) joins the denominator only
   RotaryEmbedding              rotary        = {};
   Dropout                      dropout       = {};
+  /// A stretch of longer sequences, as a rank of a ring or a step of decoding holds it: queries query_offset, query_offset + 1, ... and
+  /// keys key_offset, key_offset + 1, ...  These numbers are i and j, and i' = i, in all that counts them: causal, windows, ALiBi, relative
+  /// bias, rotary embedding without arrays of positions, dropout.  Arrays (masks, positions, LSE, gradients) hold the stretch only.
+  /// Without query_offset a call holds whole sequences: i and j count from 0, i' = i + Sk - Sq, and key_offset must be 0.
+  /// All of a batch lie alike; not together with packed sequences, each of which would lie elsewhere.
+  std::optional<std::int64_t> query_offset = {};  ///< -2^31 ... 2^31 - Sq; negative where queries begin before key 0
+  std::int64_t                key_offset   = 0;   ///< 0 ... 2^31 - Sk
   /// query [Sq,Hq,D], key [Sk,Hkv,D], value [Sk,Hkv,Dv] hold sequences one behind another; masks, positions and distances count within
   /// a sequence.  key_keep is then [Sk]; a row of keep and additive_mask is a packed query row, a column a key's number in its sequence.
   PackedSequences sequences = {};
-  /// attention_forward only: goes on from this state, as if its keys had come in the same call; out and lse must be other arrays.
-  /// Not together with what counts positions, since these count from this call's keys: causal, windows, ALiBi, relative bias, dropout,
-  /// rotary embedding without both arrays of positions.  Say with `keep` which pairs of a chunk take part.
+  /// attention_forward only: goes on from this state, as if its keys had come in the same call; out and lse must be other arrays.  The
+  /// state has no sink: give it to the call with the last keys, or to the last attention_merge.  What counts positions (see query_offset)
+  /// needs query_offset here, even 0: without it positions would count from the end of this call's keys.
   AttentionState previous = {};
   Level          level    = Level::automatic;
 };
@@ -293,6 +302,12 @@ std::size_t attention_backward_workspace_size(const Exec& exec, const Query& que
 }
 
 /// Gradients of attention_forward, from its results out and lse.  Deterministic: no atomics, every sum in a fixed order.
+///
+/// A stretch of the keys, with out and lse of all of them (and query_offset and key_offset where positions count), gives this stretch's
+/// grad_key, grad_value and additive_mask gradient, and its share of grad_query and of the gradients of alibi_slopes and relative_bias,
+/// which add up over disjoint stretches.  A stretch of the queries likewise gives its rows of grad_query and shares of the others.  The
+/// gradient of sink does not depend on the keys: every stretch of keys gives the whole of it, to be taken once.  grad_query has the query's
+/// type: shares of 2-byte types are rounded each.
 ///
 /// \param exec        execution-space instance; all work is queued on it
 /// \param query, key, value   as in attention_forward

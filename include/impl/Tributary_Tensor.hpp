@@ -32,10 +32,10 @@ concept AnyView = Kokkos::is_view_v<std::remove_cvref_t<V>>;
 template <class View>
 inline constexpr bool has_contiguous_rows = !std::is_same_v<typename View::array_layout, Kokkos::LayoutLeft> || View::rank() == 1;
 
-/// Pointer, extents and strides of a View of `Rank` dimensions.  One of fewer (not under `LeastRank`) gets leading extents of 1: a
-/// View without the batch dimension stands for a batch of one.
+/// Pointer, extents and strides of a View of `Rank` dimensions, its last stride not checked yet.  One of fewer dimensions (not under
+/// `LeastRank`) gets leading extents of 1: a View without the batch dimension stands for a batch of one.
 template <int Rank, int LeastRank = Rank - 1, AnyView View>
-auto tensor(std::string_view function, std::string_view name, const View& view) {
+auto unchecked_tensor(const View& view) {
   constexpr int rank = static_cast<int>(View::rank()), shift = Rank - rank;
   static_assert(LeastRank <= rank && rank <= Rank, "Tributary: this argument has the wrong number of dimensions");
   static_assert(has_contiguous_rows<View>,
@@ -47,8 +47,20 @@ auto tensor(std::string_view function, std::string_view name, const View& view) 
     result.extents[d] = d < shift ? 1 : static_cast<std::int64_t>(view.extent(static_cast<std::size_t>(d - shift)));
     result.strides[d] = d < shift ? result.extents[d + 1] * result.strides[d + 1] : static_cast<std::int64_t>(view.stride(d - shift));
   }
-  require(result.strides[Rank - 1] == 1 || result.extents[Rank - 1] <= 1, "{}: the last dimension of {} has stride {}, expected 1",
-          function, name, result.strides[Rank - 1]);
+  return result;
+}
+
+template <class T, int Rank>
+void require_contiguous(std::string_view function, std::string_view name, const Tensor<T, Rank>& tensor) {
+  require(tensor.strides[Rank - 1] == 1 || tensor.extents[Rank - 1] <= 1, "{}: the last dimension of {} has stride {}, expected 1",
+          function, name, tensor.strides[Rank - 1]);
+}
+
+/// The tensor of a View argument.
+template <int Rank, int LeastRank = Rank - 1, AnyView View>
+auto tensor(std::string_view function, std::string_view name, const View& view) {
+  const auto result = unchecked_tensor<Rank, LeastRank>(view);
+  require_contiguous(function, name, result);
   return result;
 }
 
@@ -100,14 +112,15 @@ class ArrayReference {
       : given_(true),
         on_host_(Impl::accessible_from<Kokkos::DefaultHostExecutionSpace, View>),
         on_device_(Impl::accessible_from<Kokkos::DefaultExecutionSpace, View>),
-        tensor_(Impl::as<T>(Impl::tensor<Rank>("options", view.label(), view))) {}
+        tensor_(Impl::as<T>(Impl::unchecked_tensor<Rank>(view))) {}
 
   bool given() const { return given_; }
-  /// The tensor, after a check that `Exec` can reach it.
+  /// The tensor, after a check that `Exec` can reach it and that its rows are contiguous.
   template <class Exec>
   const Impl::Tensor<T, Rank>& on(std::string_view function, std::string_view name) const {
     constexpr bool host = Impl::accessible_from<Exec, Kokkos::View<int, Kokkos::HostSpace>>;
     Impl::require(!given_ || (host ? on_host_ : on_device_), "{}: {} lies in memory that {} cannot reach", function, name, Exec::name());
+    Impl::require_contiguous(function, name, tensor_);
     return tensor_;
   }
 

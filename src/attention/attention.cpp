@@ -69,6 +69,21 @@ std::int64_t check_sequences(std::string_view f, const AttentionArguments& in) {
   return in.cu_seqlens_q.extents[0] - 1;
 }
 
+// Offsets within int32, as everything that counts keys and queries.
+void check_offsets(std::string_view f, const AttentionArguments& in) {
+  const AttentionOptions& options    = *in.options;
+  const std::int64_t      key_offset = options.key_offset;
+  require(options.query_offset.has_value() || key_offset == 0, "{}: key_offset is {}, but query_offset is not given", f, key_offset);
+  if (!options.query_offset) return;
+  require(!options.sequences.cu_seqlens_q.given(),
+          "{}: query_offset is given together with packed sequences, whose positions count within each", f);
+  const std::int64_t query_offset = *options.query_offset, last_query = int32_max + 1 - in.query.extents[1],
+                     last_key = int32_max + 1 - in.key.extents[1];
+  require(query_offset >= -int32_max - 1 && query_offset <= last_query, "{}: query_offset is {}, expected -2^31 ... {}", f, query_offset,
+          last_query);
+  require(key_offset >= 0 && key_offset <= last_key, "{}: key_offset is {}, expected 0 ... {}", f, key_offset, last_key);
+}
+
 void check_masks(std::string_view f, const AttentionArguments& in) {
   const AttentionOptions& options              = *in.options;
   const auto [batch, queries, heads, head_dim] = in.query.extents;
@@ -218,6 +233,7 @@ std::pair<AttentionProblem, RotaryProblem> check_attention(std::string_view func
                                                            std::initializer_list<std::pair<std::string_view, ByteSpan>> outputs) {
   check_shapes(function, in);
   const std::int64_t sequences = check_sequences(function, in);
+  check_offsets(function, in);
   check_masks(function, in);
   check_biases(function, in, sequences);
   check_rotary(function, in);
@@ -244,7 +260,7 @@ std::pair<AttentionProblem, RotaryProblem> check_attention(std::string_view func
       .value_strides = {in.value.strides[0], in.value.strides[1], in.value.strides[2]},
       .scale         = options.scale ? *options.scale : static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim))),
       .softcap       = options.softcap,
-      // beyond every position, and sums with one still fit
+      // beyond the distance of any two positions, and sums with one still fit
       .left                  = std::min(options.window_left, farthest),
       .right                 = options.causal ? 0 : std::min(options.window_right, farthest),
       .key_keep              = in.key_keep.data,
@@ -269,7 +285,10 @@ std::pair<AttentionProblem, RotaryProblem> check_attention(std::string_view func
       .dropout_offset        = options.dropout.offset,
       .dropout_seed          = options.dropout.seed,
       .dropout_scale         = dropped < 1 ? static_cast<float>(1 / (1 - dropped)) : 0,
-      .packed                = {in.cu_seqlens_q.data, in.cu_seqlens_k.data, sequences}};
+      .packed                = {in.cu_seqlens_q.data, in.cu_seqlens_k.data, sequences},
+      .aligned_at_end        = !options.query_offset,
+      .query_offset          = options.query_offset.value_or(0),
+      .key_offset            = options.key_offset};
   return {problem, rotary_problem(in)};
 }
 
@@ -291,7 +310,7 @@ std::pair<AttentionProblem, RotaryProblem> check_attention_forward(const Attenti
   if (previous.out.given()) {
     require_extents(f, "previous.out", previous_out, {batch, queries, heads, value_dim});
     require_extents(f, "previous.lse", previous_lse, {batch, heads, queries});
-    // These count positions from the end of this call's keys, which is not where they lie among all keys.
+    // Without an offset these count positions from the end of this call's keys, which is not where they lie among all keys.
     const AttentionOptions& o = *in.options;
     for (const auto& [name, given] :
          {std::pair{"causal", o.causal}, std::pair{"window_left", o.window_left >= 0}, std::pair{"window_right", o.window_right >= 0},
@@ -299,7 +318,9 @@ std::pair<AttentionProblem, RotaryProblem> check_attention_forward(const Attenti
           std::pair{"dropout", o.dropout.probability > 0},
           std::pair{"rotary without positions",
                     o.rotary.dims > 0 && !(o.rotary.query_positions.given() && o.rotary.key_positions.given())}})
-      require(!given, "{}: previous is given together with {}, which depends on where this call's keys lie among all", f, name);
+      require(!given || o.query_offset.has_value(),
+              "{}: previous is given together with {}, which depends on where this call's keys lie among all; expected a query_offset", f,
+              name);
     for (const auto& [output_name, output] :
          {NamedSpan{"out", byte_span(out, element_size(out_type))}, NamedSpan{"lse", byte_span(lse, sizeof(float))}}) {
       require_disjoint(f, output_name, output, "previous.out", byte_span(previous_out, sizeof(float)));

@@ -53,9 +53,17 @@ struct AttentionProblem {
 
   PackedOffsets packed;
 
+  bool         aligned_at_end;            // no query_offset: i' = i + keys - queries
+  std::int64_t query_offset, key_offset;  // numbers of the first query and key in the whole sequences, else 0
+
+  /// What is added to a query's number within its segment's sequence to give its position, counted from the first key that is here.
+  KOKKOS_INLINE_FUNCTION std::int64_t alignment(const Segment& s) const {
+    return aligned_at_end ? s.keys - s.queries : query_offset - key_offset;
+  }
+
   KOKKOS_INLINE_FUNCTION std::int32_t key_head(std::int32_t head) const { return head / (heads / key_heads); }
 
-  /// The keys inside the window of the query at position i' among `segment_keys` keys; masks may hide more.
+  /// The keys inside the window of the query at position i', counted from the first of `segment_keys` keys; masks may hide more.
   KOKKOS_INLINE_FUNCTION KeyInterval window(std::int64_t position, std::int64_t segment_keys) const {
     const std::int64_t begin = left < 0 || position - left < 0 ? 0 : position - left;
     const std::int64_t end   = right < 0 || position + right + 1 > segment_keys ? segment_keys : position + right + 1;
@@ -69,7 +77,7 @@ struct AttentionProblem {
   }
   /// The queries, by number, whose window holds a key between first and last.
   KOKKOS_INLINE_FUNCTION KeyInterval queries_of(std::int64_t first, std::int64_t last, const Segment& segment) const {
-    const std::int64_t offset = segment.keys - segment.queries;
+    const std::int64_t offset = alignment(segment);
     const std::int64_t begin  = right < 0 ? 0 : clip(first - right - offset, 0, segment.queries);
     const std::int64_t end    = left < 0 ? segment.queries : clip(last + left - offset + 1, 0, segment.queries);
     return begin < end ? KeyInterval{begin, end} : KeyInterval{0, 0};

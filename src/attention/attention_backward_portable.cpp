@@ -137,7 +137,7 @@ struct KeyGradientFunctor {
   /// Queries tile ... tile + columns - 1 of one head.
   KOKKOS_FUNCTION void stream(const Member& team, const Operands& slot, const Segment& s, std::int64_t first, std::int64_t count,
                               std::int32_t head, std::int64_t tile, std::int64_t columns) const {
-    const std::int64_t row_blocks = Product::row_blocks(count), row = s.row + tile, offset = s.keys - s.queries;
+    const std::int64_t row_blocks = Product::row_blocks(count), row = s.row + tile, offset = p.alignment(s);
     const auto         queries = query_rows<Element>(p, s.batch, row, head, columns);
     Pack::transposed(team, queries, columns, p.head_dim, slot.column_a);
     Pack::straight(team, queries, columns, p.head_dim, plan.tile, slot.inner_a);
@@ -145,6 +145,8 @@ struct KeyGradientFunctor {
       Pack::transposed(team, rows, columns, p.value_dim, slot.column_b);
       Pack::straight(team, rows, columns, p.value_dim, plan.tile, slot.inner_b);
     });
+    const DropoutBits dropout{p, slot.dropout, p.key_offset + first, plan.tile};
+    if (p.has_dropout) dropout.draw<host>(team, s.sequence, head, p.query_offset + tile, count, columns);
     const std::int64_t at = (s.batch * p.heads + head) * p.queries + row;
     for_each_element<host>(team, 1, Product::column_blocks(columns) * Product::columns, [&](std::int64_t, std::int64_t c) {
       slot.lse[c]   = c < columns ? statistics.lse[at + c] : Kokkos::Experimental::infinity_v<float>;
@@ -161,7 +163,8 @@ struct KeyGradientFunctor {
       slot.differentiate(
           r, begin, end, columns, plan.tile, score, s.first_key,
           [&](std::int64_t c) { return QueryPlace{s.batch, s.sequence, row + c, tile + c, tile + c + offset, head}; },
-          [&](std::int64_t) { return j; }, OfColumn<host>{slot.lse}, OfColumn<host>{slot.shift});
+          [&](std::int64_t) { return j; }, OfColumn<host>{slot.lse}, OfColumn<host>{slot.shift},
+          [&](std::int64_t c) { return dropout.factor(r, c); });
       if (p.softcap > 0.0f) slot.apply_slopes(r, begin, end, plan.tile);
     });
     team.team_barrier();
@@ -200,11 +203,11 @@ struct QueryRows {
               s.sequence,
               s.row + q,
               s.first_query + q,
-              s.first_query + q + s.keys - s.queries,
+              s.first_query + q + p.alignment(s),
               static_cast<std::int32_t>(first_head + r / s.rows)};
   }
   KOKKOS_INLINE_FUNCTION KeyInterval keys() const {
-    const std::int64_t position = s.first_query + s.keys - s.queries;
+    const std::int64_t position = s.first_query + p.alignment(s);
     return p.window_of(position, position + s.rows - 1, s.keys);
   }
 
@@ -233,9 +236,10 @@ struct QueryRows {
       const KeyInterval  window = r < rows ? p.window(i.position, s.keys) : KeyInterval{0, 0};
       const std::int64_t begin = clip(window.begin - tile, 0, count), end = clip(window.end - tile, 0, count);
       const std::int64_t at = (s.batch * p.heads + i.head) * p.queries + i.row;
+      DropoutRow         dropout(p, i);
       slot.differentiate(
           r, begin, end, count, plan.tile, score, s.first_key, [&](std::int64_t) { return i; }, [&](std::int64_t c) { return tile + c; },
-          OfRow<host>{statistics.lse[at]}, OfRow<host>{statistics.shift[at]});
+          OfRow<host>{statistics.lse[at]}, OfRow<host>{statistics.shift[at]}, [&](std::int64_t c) { return dropout.factor(tile + c); });
       if (r < rows) on_row(r, i, begin, end);
       if (to_products && p.softcap > 0.0f) slot.apply_slopes(r, begin, end, plan.tile);
     });

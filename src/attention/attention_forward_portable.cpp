@@ -86,7 +86,7 @@ struct AttentionForwardFunctor {
             s.sequence,
             s.row + q,
             s.first_query + q,
-            s.first_query + q + s.keys - s.queries,
+            s.first_query + q + p.alignment(s),
             static_cast<std::int32_t>(key_head * plan.group + row / s.rows)};
   }
 
@@ -99,14 +99,17 @@ struct AttentionForwardFunctor {
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, row_blocks * Product::rows), [&](const std::int64_t r) {
       slot.row_max[r] = -Kokkos::Experimental::infinity_v<float>;
       slot.row_sum[r] = 0.0f;
-      slot.window[r]  = r < rows ? p.window(s.first_query + r % s.rows + s.keys - s.queries, s.keys) : KeyInterval{0, 0};
+      slot.window[r]  = r < rows ? p.window(s.first_query + r % s.rows + p.alignment(s), s.keys) : KeyInterval{0, 0};
     });
     team.team_barrier();
 
-    const std::int64_t offset = s.first_query + s.keys - s.queries;  // i' of the segment's first row
+    const std::int64_t offset = s.first_query + p.alignment(s);  // i' of the segment's first row
     const auto [begin, end]   = p.window_of(offset, offset + s.rows - 1, s.keys);
-    for (std::int64_t tile = begin; tile < end; tile += plan.tile) {
-      const std::int64_t count   = end - tile < plan.tile ? end - tile : plan.tile;
+    // Tiles end at multiples of their size and begin with whole blocks of columns, wherever this block's keys begin: so a row's sums run
+    // in the same order whichever rows it shares a block with.
+    for (std::int64_t tile = begin / Product::columns * Product::columns, next; tile < end; tile = next) {
+      next                       = (tile / plan.tile + 1) * plan.tile;
+      const std::int64_t count   = (end < next ? end : next) - tile;
       const std::int64_t key_row = s.first_key + tile;
       Pack::transposed(team, key_rows<Element>(p, p.key, p.key_strides, s.batch, key_row, key_head, count), count, p.head_dim, slot.key);
       Pack::straight(team, key_rows<Element>(p, p.value, p.value_strides, s.batch, key_row, key_head, count), count, p.value_dim, plan.tile,

@@ -47,6 +47,8 @@ struct GradientOperands {
   float*   lse;       // [tile]: of the columns where they are queries
   float*   shift;
 
+  std::uint8_t* dropout;  // DropoutBits where the rows are keys and weights are dropped
+
   static GradientOperands take(WorkspaceLayout& layout, std::int64_t w, std::int64_t rows, std::int64_t tile, const AttentionProblem& p,
                                bool both) {
     const std::int64_t groups = tile / Product::columns, a_blocks = Product::column_blocks(p.head_dim),
@@ -63,7 +65,8 @@ struct GradientOperands {
             .sum_a    = layout.take<float>(w * rows * a_blocks * Product::columns),
             .sum_b    = layout.take<float>(both ? w * rows * b_blocks * Product::columns : 0),
             .lse      = layout.take<float>(both ? w * tile : 0),
-            .shift    = layout.take<float>(both ? w * tile : 0)};
+            .shift    = layout.take<float>(both ? w * tile : 0),
+            .dropout  = layout.take<std::uint8_t>(both && p.has_dropout ? w * DropoutBits::of_rows(rows) * tile : 0)};
   }
 
   KOKKOS_FUNCTION GradientOperands of_worker(std::int64_t w, std::int64_t rows, std::int64_t tile, const AttentionProblem& p,
@@ -82,7 +85,8 @@ struct GradientOperands {
             sum_a + w * rows * a_blocks * Product::columns,
             sum_b + (both ? w * rows * b_blocks * Product::columns : 0),
             lse + (both ? w * tile : 0),
-            shift + (both ? w * tile : 0)};
+            shift + (both ? w * tile : 0),
+            dropout + (both && p.has_dropout ? w * DropoutBits::of_rows(rows) * tile : 0)};
   }
 
   /// weights = row_a column_a, scores = row_b column_b over `count` columns.
@@ -121,11 +125,11 @@ struct GradientOperands {
 
   /// Row r, columns begin ... end - 1 of a tile whose first `defined` columns hold products: scores in `weights` become P, dP in `scores`
   /// becomes dX before the soft cap's slope; both are zero in the other columns.  place(c) and key(c) name the pair of a column;
-  /// lse_of and shift_of give a vector's worth of columns.
-  template <class Place, class Key, class Lse, class Shift>
+  /// lse_of and shift_of give a vector's worth of columns, dropout_of(c) a column's factor.
+  template <class Place, class Key, class Lse, class Shift, class DropoutOf>
   KOKKOS_INLINE_FUNCTION void differentiate(std::int64_t r, std::int64_t begin, std::int64_t end, std::int64_t defined, std::int64_t tile,
                                             const PairScores& score, std::int64_t first_key, const Place& place, const Key& key,
-                                            const Lse& lse_of, const Shift& shift_of) const {
+                                            const Lse& lse_of, const Shift& shift_of, const DropoutOf& dropout_of) const {
     constexpr std::int64_t width = Product::width;
     float *const x = weights + r * tile, *const g = scores + r * tile;
     const std::int64_t whole = Product::column_blocks(defined) * Product::columns;
@@ -147,7 +151,7 @@ struct GradientOperands {
     }
     if (score.p.has_dropout) {
       for (std::int64_t c = begin; c < end; ++c) {
-        const float factor = DropoutRow(score.p, place(c)).factor(key(c));
+        const float factor = dropout_of(c);
         g[c]               = x[c] * (g[c] * factor - shift_of.at(c));
         x[c] *= factor;
       }

@@ -51,13 +51,14 @@ struct RotateRows {
   PackedOffsets       packed;  // with this side's offsets first
   const std::int32_t* positions;
   std::int64_t        position_stride;
-  bool                queries;  // their position is i', not their number
+  std::int64_t        offset;          // the first row's number in the whole sequence
+  bool                aligned_at_end;  // queries whose last one's position is the last key's
   bool                backward;
 
   KOKKOS_FUNCTION void operator()(const Member& team) const {
     const std::int64_t batch = team.league_rank() / rows, row = team.league_rank() % rows;
     const Segment      segment  = packed.segment(batch, row, row + 1, rows, other_rows);
-    std::int64_t       position = segment.first_query + (queries ? segment.keys - segment.queries : 0);
+    std::int64_t       position = offset + segment.first_query + (aligned_at_end ? segment.keys - segment.queries : 0);
     if (positions != nullptr) position = positions[batch * position_stride + row];
     const From* const source = from + batch * from_strides[0] + row * from_strides[1];
     To* const         target = to + batch * to_strides[0] + row * to_strides[1];
@@ -115,7 +116,8 @@ void rotate_rows(const char* label, const Exec& exec, const AttentionProblem& p,
                                  .packed    = queries ? packed : PackedOffsets{packed.cu_seqlens_k, packed.cu_seqlens_q, packed.sequences},
                                  .positions = queries ? rotary.query_positions : rotary.key_positions,
                                  .position_stride = queries ? rotary.query_position_stride : rotary.key_position_stride,
-                                 .queries         = queries,
+                                 .offset          = queries ? p.query_offset : p.key_offset,
+                                 .aligned_at_end  = queries && p.aligned_at_end,
                                  .backward        = backward});
 }
 

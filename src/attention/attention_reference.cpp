@@ -84,15 +84,18 @@ class HeadOfSequence {
     rotate(query_position(i), q);
     return q;
   }
+  /// Numbers in the whole sequences, of which a segment may hold a stretch.
+  std::int64_t number(std::int64_t i) const { return p_.query_offset + segment_.first_query + i; }
+  std::int64_t key_number(std::int64_t j) const { return p_.key_offset + j; }
   /// i', the query's place among the keys.
-  std::int64_t place(std::int64_t i) const { return segment_.first_query + i + segment_.keys - segment_.queries; }
+  std::int64_t place(std::int64_t i) const { return number(i) + (p_.aligned_at_end ? segment_.keys - segment_.queries : 0); }
 
   std::int64_t query_position(std::int64_t i) const {
     if (rotary_.query_positions == nullptr) return place(i);
     return rotary_.query_positions[segment_.batch * rotary_.query_position_stride + segment_.row + i];
   }
   std::int64_t key_position(std::int64_t j) const {
-    if (rotary_.key_positions == nullptr) return j;
+    if (rotary_.key_positions == nullptr) return key_number(j);
     return rotary_.key_positions[segment_.batch * rotary_.key_position_stride + segment_.first_key + j];
   }
 
@@ -114,18 +117,18 @@ class HeadOfSequence {
   /// 0 for a dropped pair, else 1/(1 - probability).
   double kept(std::int64_t i, std::int64_t j) const {
     if (!p_.has_dropout) return 1;
-    const PhiloxBlock words =
-        philox(p_.dropout_seed, static_cast<std::uint32_t>(j / 4), static_cast<std::uint32_t>(segment_.first_query + i),
-               static_cast<std::uint32_t>(segment_.sequence * p_.heads + head_), p_.dropout_offset);
-    return words.word[j % 4] >= p_.dropout_threshold ? static_cast<double>(p_.dropout_scale) : 0;
+    const std::int64_t key   = key_number(j);
+    const PhiloxBlock  words = philox(p_.dropout_seed, static_cast<std::uint32_t>(key / 4), static_cast<std::uint32_t>(number(i)),
+                                      static_cast<std::uint32_t>(segment_.sequence * p_.heads + head_), p_.dropout_offset);
+    return words.word[key % 4] >= p_.dropout_threshold ? static_cast<double>(p_.dropout_scale) : 0;
   }
 
   /// -|i' - j|, by which a slope is multiplied.
-  double alibi_distance(std::int64_t i, std::int64_t j) const { return -static_cast<double>(std::abs(place(i) - j)); }
+  double alibi_distance(std::int64_t i, std::int64_t j) const { return -static_cast<double>(std::abs(place(i) - key_number(j))); }
 
   /// T5's bucket of j - i'.
   std::int64_t bucket(std::int64_t i, std::int64_t j) const {
-    const std::int64_t relative = j - place(i);
+    const std::int64_t relative = key_number(j) - place(i);
     const std::int64_t distance = p_.bidirectional ? std::abs(relative) : std::max<std::int64_t>(-relative, 0);
     const auto         above    = std::upper_bound(first_distances_.begin(), first_distances_.end(), distance);
     return (above - first_distances_.begin()) - 1 + (p_.bidirectional && relative > 0 ? p_.buckets / 2 : 0);
@@ -144,7 +147,7 @@ class HeadOfSequence {
   }
 
   bool takes_part(std::int64_t i, std::int64_t j) const {
-    const KeyInterval  window = p_.window(place(i), segment_.keys);
+    const KeyInterval  window = p_.window(place(i) - p_.key_offset, segment_.keys);
     const std::int64_t batch = segment_.batch, row = segment_.row + i;
     if (j < window.begin || j >= window.end) return false;
     if (p_.key_keep != nullptr && p_.key_keep[batch * p_.key_keep_stride + segment_.first_key + j] == 0) return false;

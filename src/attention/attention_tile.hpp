@@ -157,9 +157,9 @@ struct BucketTable {
   const std::int32_t* bucket;  // [2 * max_distance + 1], of j - i' from -max_distance on
 };
 
-/// One query of one head against keys j.
+/// One query of one head against keys j.  Keys count from the first that is here.
 struct QueryPlace {
-  std::int64_t batch, sequence, row, query, position;  // tensors' batch and row; number in its sequence; i'
+  std::int64_t batch, sequence, row, query, position;  // tensors' batch and row; number in its segment's sequence; i' among the keys
   std::int32_t head;
 };
 
@@ -203,23 +203,30 @@ struct PairScores {
   }
 };
 
-/// What dropout multiplies weights with, along a row.  A Philox block serves four neighbouring keys.
+/// The random words for a query of one head and keys 4 * block ... 4 * block + 3, numbers in the whole sequences.
+KOKKOS_INLINE_FUNCTION PhiloxBlock dropout_words(const AttentionProblem& p, std::int64_t sequence, std::int32_t head, std::int64_t query,
+                                                 std::int64_t block) {
+  return philox(p.dropout_seed, static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(query),
+                static_cast<std::uint32_t>(sequence * p.heads + head), p.dropout_offset);
+}
+
+/// What dropout multiplies weights with, along a row: neighbouring keys share their words.
 class DropoutRow {
  public:
-  KOKKOS_INLINE_FUNCTION DropoutRow(const AttentionProblem& p, const QueryPlace& i)
-      : p_(p), query_(static_cast<std::uint32_t>(i.query)), stream_(static_cast<std::uint32_t>(i.sequence * p.heads + i.head)) {}
+  KOKKOS_INLINE_FUNCTION DropoutRow(const AttentionProblem& p, const QueryPlace& i) : p_(p), place_(i) {}
 
   KOKKOS_INLINE_FUNCTION float factor(std::int64_t j) {
-    if (j / 4 != block_) {
-      block_ = j / 4;
-      words_ = philox(p_.dropout_seed, static_cast<std::uint32_t>(block_), query_, stream_, p_.dropout_offset);
+    const std::int64_t key = p_.key_offset + j;
+    if (key / 4 != block_) {
+      block_ = key / 4;
+      words_ = dropout_words(p_, place_.sequence, place_.head, p_.query_offset + place_.query, block_);
     }
-    return words_.word[j % 4] >= p_.dropout_threshold ? p_.dropout_scale : 0.0f;
+    return words_.word[key % 4] >= p_.dropout_threshold ? p_.dropout_scale : 0.0f;
   }
 
  private:
   const AttentionProblem& p_;
-  std::uint32_t           query_, stream_;
+  const QueryPlace&       place_;
   std::int64_t            block_ = -1;
   PhiloxBlock             words_{};
 };
@@ -264,6 +271,33 @@ KOKKOS_INLINE_FUNCTION AttentionRowFactors finish_row(const AttentionProblem& p,
   if (output.lse != nullptr) output.lse[i.batch * output.lse_strides[0] + i.head * output.lse_strides[1] + i.row] = lse;
   return factors;
 }
+
+/// The same for a block of keys against a tile of queries: a bit for each of the keys that share their words.
+struct DropoutBits {
+  const AttentionProblem& p;
+  std::uint8_t*           bits;       // [of_rows(keys)][tile]
+  std::int64_t            first_key;  // number in the whole sequence
+  std::int64_t            tile;
+
+  KOKKOS_INLINE_FUNCTION static constexpr std::int64_t of_rows(std::int64_t keys) { return keys / 4 + 2; }
+
+  /// For keys first_key ... first_key + keys - 1 and queries that follow `query`, a number in the whole sequence.
+  template <bool OnHost, class Member>
+  KOKKOS_INLINE_FUNCTION void draw(const Member& team, std::int64_t sequence, std::int32_t head, std::int64_t query, std::int64_t keys,
+                                   std::int64_t queries) const {
+    for_each_element<OnHost>(team, (first_key % 4 + keys + 3) / 4, queries, [&](std::int64_t block, std::int64_t c) {
+      const PhiloxBlock words = dropout_words(p, sequence, head, query + c, first_key / 4 + block);
+      unsigned          kept  = 0;
+      for (unsigned n = 0; n < 4; ++n) kept |= (words.word[n] >= p.dropout_threshold ? 1u : 0u) << n;
+      bits[block * tile + c] = static_cast<std::uint8_t>(kept);
+    });
+  }
+  /// Of the block's key r and the tile's query c.
+  KOKKOS_INLINE_FUNCTION float factor(std::int64_t r, std::int64_t c) const {
+    const std::int64_t key = first_key % 4 + r;
+    return ((bits[key / 4 * tile + c] >> (key % 4)) & 1) != 0 ? p.dropout_scale : 0.0f;
+  }
+};
 
 /// Writes a float as the element type that an output turned out to have.
 template <class Element>

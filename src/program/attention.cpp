@@ -10,12 +10,14 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "allocation_meter.hpp"
 #include "arrays.hpp"
 #include "attention_inputs.hpp"
 #include "backend.hpp"
 #include "command.hpp"
+#include "input_file.hpp"
 #include "options.hpp"
 #include "output_files.hpp"
 
@@ -25,6 +27,14 @@ namespace {
 
 template <class Data, class Exec>
 using DeviceView = Kokkos::View<Data, Kokkos::LayoutRight, Kokkos::Device<Exec, typename Exec::memory_space>>;
+
+/// The extents of a file's View, which has ones for the dimensions that the file leaves out.
+template <class View>
+Shape extents_of(const InputFile& file) {
+  Shape extents = file->shape();
+  extents.insert(extents.begin(), View::rank() - extents.size(), 1);
+  return extents;
+}
 
 /// The arrays that options refer to, in the backend's memory.
 template <class Exec>
@@ -57,9 +67,7 @@ struct OptionArrays {
   template <class View, class Option>
   static void read(const InputFile& file, View& view, Option& option) {
     if (!file.given()) return;
-    Shape extents = file->shape();
-    extents.insert(extents.begin(), View::rank() - extents.size(), 1);
-    view   = read_view<View>(*file, extents);
+    view   = read_view<View>(*file, extents_of<View>(file));
     option = view;
   }
 };
@@ -77,22 +85,33 @@ class AttentionCommand : public Command {
         inputs_.grad_output.add(app, "--grad-output", "The output's gradient, its shape: gradients are computed as well", "DO.npy");
     for (auto& [gradient, name] : {std::pair{&grad_query_, "query"}, {&grad_key_, "key"}, {&grad_value_, "value"}})
       add_output(app, *gradient, std::string("--grad-") + name, "Output: gradient of " + std::string(name))->needs(grad_output);
+    for (auto& [gradient, input] : further_gradients())
+      add_output(app, *gradient, "--grad-" + input->option()->get_name().substr(2),
+                 "Output: gradient of " + input->option()->get_name() + ", its shape")
+          ->needs(grad_output)
+          ->needs(input->option());
     app.add_flag("--json", json_, "One JSON object on stdout: shapes, options, level, backend, seconds, TFLOP/s of legal work, peak bytes");
   }
 
   void check() override {
     inputs_.check();
-    if (inputs_.grad_output.given() && !grad_query_.given() && !grad_key_.given() && !grad_value_.given())
-      throw std::invalid_argument("--grad-output is given, but none of --grad-query, --grad-key, --grad-value");
     require_storable(inputs_.out_shape());
     require_storable(inputs_.lse_shape());
-    const std::array outputs{&output_, &lse_, &grad_query_, &grad_key_, &grad_value_};
-    for (auto a = outputs.begin(); a != outputs.end(); ++a)
-      for (auto b = outputs.begin(); b != a; ++b)
-        if ((*a)->given() && (*b)->given() && OutputFiles::same((*a)->path, (*b)->path))
-          throw std::invalid_argument((*b)->option->get_name() + " and " + (*a)->option->get_name() + " name the same file");
-    for (const Output* output : outputs)
-      if (output->given()) OutputFiles::require_writable(output->path);
+    std::vector<OutputFiles::Named> files;
+    const auto                      add_given = [&](const auto& outputs) {
+      for (const Output* output : outputs)
+        if (output->given()) files.push_back({output->option->get_name(), output->path});
+    };
+    const std::array gradients{&grad_query_, &grad_key_,           &grad_value_, &grad_additive_mask_,
+                               &grad_alibi_, &grad_relative_bias_, &grad_sink_};
+    add_given(gradients);
+    if (inputs_.grad_output.given() && files.empty()) {
+      std::string names;
+      for (const Output* gradient : gradients) names += (names.empty() ? "" : ", ") + gradient->option->get_name();
+      throw std::invalid_argument("--grad-output is given, but none of " + names);
+    }
+    add_given(std::array{&output_, &lse_});
+    OutputFiles::require_distinct_and_writable(files);
   }
 
   int run() override {
@@ -115,6 +134,14 @@ class AttentionCommand : public Command {
 
     bool given() const { return option->count() > 0; }
   };
+
+  /// Beside those of query, key and value, and what they are gradients of.
+  std::array<std::pair<Output*, InputFile*>, 4> further_gradients() {
+    return {{{&grad_additive_mask_, &inputs_.additive_mask},
+             {&grad_alibi_, &inputs_.alibi},
+             {&grad_relative_bias_, &inputs_.relative_bias},
+             {&grad_sink_, &inputs_.sink}}};
+  }
 
   static CLI::Option* add_output(CLI::App& app, Output& output, const std::string& name, const std::string& description) {
     output.option = app.add_option(name, output.path, description)->type_name("OUT.npy");
@@ -139,16 +166,25 @@ class AttentionCommand : public Command {
     write(files, output_, in.out_shape(), out);
     write(files, lse_, in.lse_shape(), lse);
     if (in.grad_output.given()) {
-      const auto grad_out   = read_view<DeviceView<float****, Exec>>(*in.grad_output, out_extents);
-      const auto grad_query = make_view<DeviceView<T****, Exec>>("grad_query", query_extents);
-      const auto grad_key   = make_view<DeviceView<T****, Exec>>("grad_key", key_extents);
-      const auto grad_value = make_view<DeviceView<T****, Exec>>("grad_value", value_extents);
-      backward_             = measured(exec, 3 * in.head_dim + 2 * in.value_dim, [&] {
-        attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options);
+      const auto         grad_out   = read_view<DeviceView<float****, Exec>>(*in.grad_output, out_extents);
+      const auto         grad_query = make_view<DeviceView<T****, Exec>>("grad_query", query_extents);
+      const auto         grad_key   = make_view<DeviceView<T****, Exec>>("grad_key", key_extents);
+      const auto         grad_value = make_view<DeviceView<T****, Exec>>("grad_value", value_extents);
+      AttentionGradients gradients;
+      const auto grad_additive_mask = wanted<DeviceView<float****, Exec>>(grad_additive_mask_, in.additive_mask, gradients.additive_mask);
+      const auto grad_alibi         = wanted<DeviceView<float**, Exec>>(grad_alibi_, in.alibi, gradients.alibi_slopes);
+      const auto grad_relative_bias = wanted<DeviceView<float**, Exec>>(grad_relative_bias_, in.relative_bias, gradients.relative_bias);
+      const auto grad_sink          = wanted<DeviceView<float*, Exec>>(grad_sink_, in.sink, gradients.sink);
+      backward_                     = measured(exec, 3 * in.head_dim + 2 * in.value_dim, [&] {
+        attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options, gradients);
       });
-      write(files, grad_query_, in.query->shape(), grad_query);
-      write(files, grad_key_, in.key->shape(), grad_key);
-      write(files, grad_value_, in.value->shape(), grad_value);
+      write(files, grad_query_, in.query, grad_query);
+      write(files, grad_key_, in.key, grad_key);
+      write(files, grad_value_, in.value, grad_value);
+      write(files, grad_additive_mask_, in.additive_mask, grad_additive_mask);
+      write(files, grad_alibi_, in.alibi, grad_alibi);
+      write(files, grad_relative_bias_, in.relative_bias, grad_relative_bias);
+      write(files, grad_sink_, in.sink, grad_sink);
     }
     files.commit();
   }
@@ -164,6 +200,21 @@ class AttentionCommand : public Command {
     result.operations = 2.0 * static_cast<double>(products_a_pair * inputs_.heads) * inputs_.legal_pairs().value_or(0);
     result.peak_bytes = meter.peak_bytes();
     return result;
+  }
+
+  /// A View for a gradient that is to be written, which `gradient` then refers to.
+  template <class View, class Gradient>
+  static View wanted(const Output& output, const InputFile& input, Gradient& gradient) {
+    if (!output.given()) return {};
+    const auto view = make_view<View>(output.option->get_name(), extents_of<View>(input));
+    gradient        = view;
+    return view;
+  }
+
+  /// A gradient, in the shape of its input.
+  template <class View>
+  static void write(OutputFiles& files, const Output& output, const InputFile& input, const View& view) {
+    if (output.given()) write(files, output, input->shape(), view);
   }
 
   template <class View>
@@ -205,6 +256,7 @@ class AttentionCommand : public Command {
 
   AttentionInputs         inputs_;
   Output                  output_, lse_, grad_query_, grad_key_, grad_value_;
+  Output                  grad_additive_mask_, grad_alibi_, grad_relative_bias_, grad_sink_;
   std::string             backend_;
   bool                    json_ = false;
   Measured                forward_;

@@ -21,8 +21,6 @@ constexpr std::int64_t largest_int32 = std::numeric_limits<std::int32_t>::max();
 
 [[noreturn]] void refuse(const std::string& reason) { throw std::invalid_argument(reason); }
 
-std::string path_of(const InputFile& file) { return file->path().string(); }
-
 std::int64_t integer_at(const InputFile& file, std::int64_t i) {
   return file->type() == NpyType::int64 ? stored_at<std::int64_t>(file->data(), i) : stored_at<std::int32_t>(file->data(), i);
 }
@@ -31,7 +29,7 @@ void require_shape(const InputFile& file, std::initializer_list<Shape> allowed) 
   if (std::find(allowed.begin(), allowed.end(), file->shape()) != allowed.end()) return;
   std::string list;
   for (const Shape& shape : allowed) list += (list.empty() ? "" : " or ") + to_string(shape);
-  refuse(path_of(file) + ": has shape " + to_string(file->shape()) + ", expected " + list);
+  refuse(file.path() + ": has shape " + to_string(file->shape()) + ", expected " + list);
 }
 
 /// As NumPy broadcasts: dimensions of one and missing first ones fit all.
@@ -43,7 +41,7 @@ void require_broadcastable(const InputFile& file, const Shape& full, bool any_co
     fits              = extent == 1 || extent == full[full.size() - 1 - d];
   }
   if (!fits)
-    refuse(path_of(file) + ": has shape " + to_string(shape) + ", expected " + to_string(full) +
+    refuse(file.path() + ": has shape " + to_string(shape) + ", expected " + to_string(full) +
            ", with 1 or nothing in place of any but the last");
 }
 
@@ -63,21 +61,18 @@ std::pair<std::int64_t, std::int64_t> window_of(const std::string& text) {
 
 }  // namespace
 
-CLI::Option* InputFile::add(CLI::App& app, const std::string& option, const std::string& description, const std::string& type_name) {
-  option_ = app.add_option(option, path_, description)->type_name(type_name);
-  return option_;
-}
-
-void InputFile::open(std::initializer_list<NpyType> types) {
-  if (!given()) return;
-  file_.emplace(path_);
-  require_type(*file_, types);
-}
-
 void AttentionInputs::add(CLI::App& app) {
   query.add(app, "--query", "Queries [S, H, D] or [B, S, H, D], float32 or float16", "Q.npy")->required();
   key.add(app, "--key", "Keys [T, G, D] or [B, T, G, D]; G divides H, query head h uses key head h / (H/G)", "K.npy")->required();
   value.add(app, "--value", "Values [T, G, E] or [B, T, G, E]", "V.npy")->required();
+  auto* const query_offset =
+      app.add_option("--query-offset", options.query_offset,
+                     "The queries are a stretch of a longer sequence that begins at this position, which replaces T - S wherever positions "
+                     "count: --causal, --window, --alibi, --relative-bias, rotary embedding; dropout counts queries from it")
+          ->type_name("N");
+  app.add_option("--key-offset", options.key_offset, "Likewise the keys: j counts from it (default 0)")
+      ->type_name("N")
+      ->needs(query_offset);
   app.add_flag("--causal", options.causal, "Key j is legal for query i iff j <= i + T - S");
   app.add_option_function<std::string>(
          "--window", [this](const std::string& text) { std::tie(options.window_left, options.window_right) = window_of(text); },
@@ -121,7 +116,7 @@ void AttentionInputs::add(CLI::App& app) {
       ->needs(table);
 
   auto* const packed = cu_seqlens_q.add(app, "--cu-seqlens-q", "Packed sequences: the first query of each, and S; int32 or int64", "C.npy");
-  packed->needs(cu_seqlens_k.add(app, "--cu-seqlens-k", "Likewise of keys, and T", "C.npy")->needs(packed));
+  packed->needs(cu_seqlens_k.add(app, "--cu-seqlens-k", "Likewise of keys, and T", "C.npy")->needs(packed))->excludes(query_offset);
 
   // an unsigned option would take -1 as 2^64 - 1
   const CLI::Validator not_negative(
@@ -148,6 +143,7 @@ void AttentionInputs::check() {
   for (InputFile* file : {&rope_positions, &rope_query_positions, &rope_key_positions, &cu_seqlens_q, &cu_seqlens_k})
     file->open({NpyType::int32, NpyType::int64});
   check_shapes();
+  check_offsets();
   check_sequences();
   check_masks();
   check_biases();
@@ -156,51 +152,55 @@ void AttentionInputs::check() {
 }
 
 void AttentionInputs::check_shapes() {
-  batched = query->shape().size() == 4;
-  if (!batched) require_rank(*query, 3, "query [S, H, D] or [B, S, H, D]");
-  const std::size_t rank = batched ? 4 : 3;
-  require_rank(*key, rank, batched ? "key [B, T, G, D] as query is [B, S, H, D]" : "key [T, G, D] as query is [S, H, D]");
-  require_rank(*value, rank, batched ? "value [B, T, G, E] as query is [B, S, H, D]" : "value [T, G, E] as query is [S, H, D]");
-  const auto extent = [](const InputFile& file, std::size_t d) { return *(file->shape().rbegin() + static_cast<std::ptrdiff_t>(d)); };
-  batch             = batched ? extent(query, 3) : 1;
-  queries           = extent(query, 2);
-  keys              = extent(key, 2);
-  heads             = extent(query, 1);
-  key_heads         = extent(key, 1);
-  head_dim          = extent(query, 0);
-  value_dim         = extent(value, 0);
-  require_extent(*key, 0, head_dim, "head dimension", path_of(query));
-  require_extent(*value, 1, key_heads, "heads", path_of(key));
-  require_extent(*value, 2, keys, "keys", path_of(key));
-  if (batched) {
-    require_extent(*key, 3, batch, "batch", path_of(query));
-    require_extent(*value, 3, batch, "batch", path_of(query));
-  }
+  const Layout layout{"query", "S, H, D"};
+  batched = require_layout(*query, layout);
+  require_layout(*key, {"key", "T, G, D"}, *query, layout);
+  require_layout(*value, {"value", "T, G, E"}, *query, layout);
+  batch     = query.batch(3);
+  queries   = query.extent(2);
+  keys      = key.extent(2);
+  heads     = query.extent(1);
+  key_heads = key.extent(1);
+  head_dim  = query.extent(0);
+  value_dim = value.extent(0);
+  require_extent(*key, 0, head_dim, "head dimension", query.path());
+  require_extent(*value, 1, key_heads, "heads", key.path());
+  require_extent(*value, 2, keys, "keys", key.path());
   constexpr std::int64_t most = 65536;  // the library's own limits
   for (const auto& [file, number, what] : {std::tuple{&query, heads, "heads"},
                                            {&query, head_dim, "components a head"},
                                            {&value, value_dim, "components a head"},
                                            {&key, key_heads, "heads"}})
     if (number < 1 || number > most)
-      refuse(path_of(*file) + ": has " + std::to_string(number) + " " + what + ", expected 1 to " + std::to_string(most));
+      refuse(file->path() + ": has " + std::to_string(number) + " " + what + ", expected 1 to " + std::to_string(most));
   if (heads % key_heads != 0)
-    refuse(path_of(query) + ": has " + std::to_string(heads) + " heads, expected a multiple of the " + std::to_string(key_heads) + " of " +
-           path_of(key));
+    refuse(query.path() + ": has " + std::to_string(heads) + " heads, expected a multiple of the " + std::to_string(key_heads) + " of " +
+           key.path());
   if (queries > largest_int32 || keys > largest_int32) refuse("more than 2147483647 queries or keys");
+}
+
+void AttentionInputs::check_offsets() const {
+  constexpr std::int64_t end = largest_int32 + 1;
+  for (const auto& [name, offset, first, rows, what] :
+       {std::tuple{"--query-offset", options.query_offset.value_or(0), -end, queries, "queries"},
+        {"--key-offset", options.key_offset, std::int64_t{0}, keys, "keys"}})
+    if (offset < first || offset > end - rows)
+      refuse(std::string(name) + " is " + std::to_string(offset) + ", expected " + std::to_string(first) + " to " +
+             std::to_string(end - rows) + " with " + std::to_string(rows) + " " + what);
 }
 
 void AttentionInputs::check_sequences() {
   if (!cu_seqlens_q.given()) return;
-  if (batched) refuse(path_of(query) + ": has a batch dimension; packed sequences go with query [S, H, D]");
+  if (batched) refuse(query.path() + ": has a batch dimension; packed sequences go with query [S, H, D]");
   for (const auto& [file, rows, what] : {std::tuple{&cu_seqlens_q, queries, "queries"}, {&cu_seqlens_k, keys, "keys"}}) {
     require_rank(**file, 1, "cu_seqlens [sequences + 1]");
     const auto entries = (*file)->shape()[0];
-    if (entries < 1) refuse(path_of(*file) + ": is empty, expected sequences + 1 entries");
+    if (entries < 1) refuse(file->path() + ": is empty, expected sequences + 1 entries");
     std::int64_t last = 0;
     for (std::int64_t i = 0; i < entries; ++i) {
       const auto entry = integer_at(*file, i);
       if (entry < last || entry > rows)
-        refuse(path_of(*file) + ": has entry " + std::to_string(entry) + ", expected ascending numbers from 0 to the " +
+        refuse(file->path() + ": has entry " + std::to_string(entry) + ", expected ascending numbers from 0 to the " +
                std::to_string(rows) + " " + what);
       last = entry;
     }
@@ -220,11 +220,11 @@ void AttentionInputs::check_biases() const {
   if (sink.given()) require_shape(sink, {{heads}});
   if (!relative_bias.given()) return;
   require_rank(*relative_bias, 2, "table [buckets, H]");
-  require_extent(*relative_bias, 0, heads, "heads", path_of(query));
+  require_extent(*relative_bias, 0, heads, "heads", query.path());
   const auto& [table, max_distance, bidirectional] = options.relative_bias;
   const auto buckets                               = relative_bias->shape()[0];
   if (buckets < 2 || buckets > 1024 || (bidirectional && buckets % 2 != 0))
-    refuse(path_of(relative_bias) + ": has " + std::to_string(buckets) + " buckets, expected 2 to 1024" +
+    refuse(relative_bias.path() + ": has " + std::to_string(buckets) + " buckets, expected 2 to 1024" +
            (bidirectional ? ", an even number" : ""));
   const auto single = (bidirectional ? buckets / 2 : buckets) / 2;
   if (max_distance <= single)
@@ -249,7 +249,7 @@ void AttentionInputs::check_rotary() {
     for (std::int64_t i = 0; i < elements((*file)->shape()); ++i) {
       const auto position = integer_at(*file, i);
       if (position < -largest_int32 || position > largest_int32)
-        refuse(path_of(*file) + ": has position " + std::to_string(position) + ", beyond 2^31 - 1");
+        refuse(file->path() + ": has position " + std::to_string(position) + ", beyond 2^31 - 1");
     }
   }
 }
@@ -264,9 +264,11 @@ std::optional<double> AttentionInputs::legal_pairs() const {
   if (keep_mask.given() || key_keep.given() || additive_mask.given()) return std::nullopt;
   const std::int64_t left = options.window_left, right = options.causal ? 0 : options.window_right;
   const auto         of_sequence = [&](std::int64_t rows, std::int64_t columns) {
-    double pairs = 0;
+    // of the first query among the keys that are here
+    const std::int64_t first = options.query_offset ? *options.query_offset - options.key_offset : columns - rows;
+    double             pairs = 0;
     for (std::int64_t i = 0; i < rows; ++i) {
-      const std::int64_t position = i + columns - rows;
+      const std::int64_t position = first + i;
       const std::int64_t begin    = left < 0 ? 0 : std::max<std::int64_t>(position - left, 0),
                          end      = right < 0 ? columns : std::min(position + right + 1, columns);
       pairs += static_cast<double>(std::max<std::int64_t>(end - begin, 0));
@@ -313,6 +315,8 @@ nlohmann::ordered_json AttentionInputs::options_report() const {
   using Json         = nlohmann::ordered_json;
   const auto& rotary = options.rotary;
   Json        report{{"dtype", dtype_name(dtype)}, {"causal", options.causal}, {"window", {options.window_left, options.window_right}}};
+  report["query_offset"]  = options.query_offset ? Json(*options.query_offset) : Json(nullptr);
+  report["key_offset"]    = options.key_offset;
   report["scale"]         = options.scale.value_or(static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim))));
   report["softcap"]       = options.softcap;
   report["rope"]          = rotary.dims == 0 ? Json(nullptr)

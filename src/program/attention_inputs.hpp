@@ -2,32 +2,15 @@
 #include <CLI/CLI.hpp>
 #include <Tributary_Attention.hpp>
 #include <cstdint>
-#include <initializer_list>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 
-#include "npy.hpp"
+#include "input_file.hpp"
 
 // What `tributary attention` reads: the files, checked against one another, and the options that are numbers.
 
 namespace Tributary::Program {
-
-/// An option that names a .npy file to read.
-class InputFile {
- public:
-  CLI::Option* add(CLI::App&, const std::string& option, const std::string& description, const std::string& type_name);
-  bool         given() const { return option_->count() > 0; }
-  /// Maps the file if it is given; throws unless it holds one of these types.
-  void           open(std::initializer_list<NpyType>);
-  const NpyFile& operator*() const { return *file_; }
-  const NpyFile* operator->() const { return &*file_; }
-
- private:
-  CLI::Option*           option_ = nullptr;
-  std::string            path_;
-  std::optional<NpyFile> file_;
-};
 
 struct AttentionInputs {
   InputFile query, key, value, grad_output;
@@ -55,6 +38,7 @@ struct AttentionInputs {
 
  private:
   void         check_shapes();
+  void         check_offsets() const;
   void         check_sequences();
   void         check_masks();
   void         check_biases() const;

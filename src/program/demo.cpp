@@ -20,6 +20,7 @@
 #include "demo_parity.hpp"
 #include "demo_picture.hpp"
 #include "demo_text.hpp"
+#include "input_file.hpp"
 #include "options.hpp"
 #include "output_files.hpp"
 

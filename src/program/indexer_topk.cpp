@@ -17,6 +17,7 @@
 #include "arrays.hpp"
 #include "backend.hpp"
 #include "command.hpp"
+#include "input_file.hpp"
 #include "options.hpp"
 #include "progress.hpp"
 
@@ -53,9 +54,9 @@ auto of_queries(const View& view, const Queries& queries) {
 class IndexerTopkCommand : public Command {
  public:
   explicit IndexerTopkCommand(CLI::App& app) {
-    app.add_option("--query", query_path_, "Queries [S, H, D] or [B, S, H, D], float32 or float16")->required()->type_name("Q.npy");
-    app.add_option("--key", key_path_, "Keys [T, D] or [B, T, D]")->required()->type_name("K.npy");
-    app.add_option("--weights", weights_path_, "Head weights [S, H] or [B, S, H]")->required()->type_name("W.npy");
+    query_.add(app, "--query", "Queries [S, H, D] or [B, S, H, D], float32 or float16", "Q.npy")->required();
+    key_.add(app, "--key", "Keys [T, D] or [B, T, D]", "K.npy")->required();
+    weights_.add(app, "--weights", "Head weights [S, H] or [B, S, H]", "W.npy")->required();
     add_top_k(app, top_k_);
     app.get_option("--top-k")->required();
     const auto* causal = app.add_option("--causal-ratio", causal_ratio_,
@@ -66,8 +67,7 @@ class IndexerTopkCommand : public Command {
         ->check(CLI::Range(std::int64_t{0}, largest_int32))
         ->type_name("O")
         ->needs(app.get_option("--causal-ratio"));
-    app.add_option("--range", range_path_, "Keys start <= s < end of each query, [S, 2] or [B, S, 2], int32 or int64")
-        ->type_name("R.npy")
+    range_.add(app, "--range", "Keys start <= s < end of each query, [S, 2] or [B, S, 2], int32 or int64", "R.npy")
         ->excludes(app.get_option(causal->get_name()));
     add_choice(app, "--dtype",
                "What queries and keys are rounded to: f32 (default), bf16, f16 or e4m3 (scaled by key row and by query head)", dtype_,
@@ -90,30 +90,27 @@ class IndexerTopkCommand : public Command {
   }
 
   void check() override {
-    query_.emplace(query_path_);
-    key_.emplace(key_path_);
-    weights_.emplace(weights_path_);
-    for (const auto* file : {&*query_, &*key_, &*weights_}) require_type(*file, {NpyType::float32, NpyType::float16});
+    for (InputFile* file : {&query_, &key_, &weights_}) file->open({NpyType::float32, NpyType::float16});
+    range_.open({NpyType::int32, NpyType::int64});
 
-    batched_ = query_->shape().size() == 4;
-    if (!batched_) require_rank(*query_, 3, "query [S, H, D] or [B, S, H, D]");
-    require_rank(*key_, batched_ ? 3 : 2, batched_ ? "key [B, T, D] as query is [B, S, H, D]" : "key [T, D] as query is [S, H, D]");
-    require_rank(*weights_, batched_ ? 3 : 2,
-                 batched_ ? "weights [B, S, H] as query is [B, S, H, D]" : "weights [S, H] as query is [S, H, D]");
-    const Shape& q                                      = query_->shape();
-    dimensions_                                         = {.batch    = batched_ ? q[0] : 1,
-                                                           .queries  = q[q.size() - 3],
-                                                           .keys     = *(key_->shape().rbegin() + 1),
-                                                           .heads    = q[q.size() - 2],
-                                                           .head_dim = q.back()};
-    const auto& [batch, queries, keys, heads, head_dim] = dimensions_;
-    require_extent(*key_, 0, head_dim, "head dimension", query_path_);
-    require_extent(*weights_, 0, heads, "heads", query_path_);
-    require_extent(*weights_, 1, queries, "queries", query_path_);
-    if (batched_) require_extent(*key_, 2, batch, "batch", query_path_);
-    if (batched_) require_extent(*weights_, 2, batch, "batch", query_path_);
-    if (keys > largest_int32) throw std::invalid_argument(key_path_ + ": has more keys than an int32 index can name");
-    if (!range_path_.empty()) check_range();
+    const Layout layout{"query", "S, H, D"};
+    batched_ = require_layout(*query_, layout);
+    require_layout(*key_, {"key", "T, D"}, *query_, layout);
+    require_layout(*weights_, {"weights", "S, H"}, *query_, layout);
+    dimensions_ = {.batch    = query_.batch(3),
+                   .queries  = query_.extent(2),
+                   .keys     = key_.extent(1),
+                   .heads    = query_.extent(1),
+                   .head_dim = query_.extent(0)};
+    require_extent(*key_, 0, dimensions_.head_dim, "head dimension", query_.path());
+    require_extent(*weights_, 0, dimensions_.heads, "heads", query_.path());
+    require_extent(*weights_, 1, dimensions_.queries, "queries", query_.path());
+    if (dimensions_.keys > largest_int32) throw std::invalid_argument(key_.path() + ": has more keys than an int32 index can name");
+    if (range_.given()) {
+      require_layout(*range_, {"range", "S, 2"}, *query_, layout);
+      require_extent(*range_, 0, 2, "columns", "a range");
+      require_extent(*range_, 1, dimensions_.queries, "queries", query_.path());
+    }
     outputs_.check(output_shape());
   }
 
@@ -131,15 +128,6 @@ class IndexerTopkCommand : public Command {
   struct Dimensions {
     std::int64_t batch, queries, keys, heads, head_dim;
   };
-
-  void check_range() {
-    range_.emplace(range_path_);
-    require_type(*range_, {NpyType::int32, NpyType::int64});
-    require_rank(*range_, batched_ ? 3 : 2, batched_ ? "range [B, S, 2] as query is [B, S, H, D]" : "range [S, 2] as query is [S, H, D]");
-    require_extent(*range_, 0, 2, "columns", "a range");
-    require_extent(*range_, 1, dimensions_.queries, "queries", query_path_);
-    if (batched_) require_extent(*range_, 2, dimensions_.batch, "batch", query_path_);
-  }
 
   /// The outputs', with a batch dimension iff the query has one.
   Shape output_shape() const {
@@ -163,7 +151,7 @@ class IndexerTopkCommand : public Command {
       inputs.key   = read_view<decltype(inputs.key)>(*key_, key_extents);
     }
     inputs.weights = read_view<decltype(inputs.weights)>(*weights_, {batch, queries, heads});
-    if (range_) inputs.range = read_view<decltype(inputs.range)>(*range_, {batch, queries, 2});
+    if (range_.given()) inputs.range = read_view<decltype(inputs.range)>(*range_, {batch, queries, 2});
     return inputs;
   }
 
@@ -222,7 +210,7 @@ class IndexerTopkCommand : public Command {
     if (causal_ratio_ > 0)
       options.legal_keys = RatioCausal{.ratio        = static_cast<std::int32_t>(causal_ratio_),
                                        .query_offset = static_cast<std::int32_t>(query_offset_ + slice.first)};
-    if (range_) options.legal_keys = KeyRange{of_queries(inputs.range, slice)};
+    if (range_.given()) options.legal_keys = KeyRange{of_queries(inputs.range, slice)};
     if constexpr (std::is_same_v<T, float8_e4m3_t>) {
       options.query_scale = of_queries(inputs.query_scale, slice);
       options.key_scale   = inputs.key_scale;
@@ -233,7 +221,7 @@ class IndexerTopkCommand : public Command {
   /// (query, key) pairs that are scored.
   double legal_pairs() const {
     const auto& [batch, queries, keys, heads, head_dim] = dimensions_;
-    if (range_) {
+    if (range_.given()) {
       const auto bound = [&](std::int64_t i) {
         const std::int64_t value =
             range_->type() == NpyType::int64 ? stored_at<std::int64_t>(range_->data(), i) : stored_at<std::int32_t>(range_->data(), i);
@@ -258,10 +246,10 @@ class IndexerTopkCommand : public Command {
   nlohmann::ordered_json report() const {
     using Json = nlohmann::ordered_json;
     Json shapes{{"query", query_->shape()}, {"key", key_->shape()}, {"weights", weights_->shape()}};
-    if (range_) shapes["range"] = range_->shape();
+    if (range_.given()) shapes["range"] = range_->shape();
     shapes["indices"] = output_shape();
     Json options{{"top_k", top_k_}, {"dtype", dtype_name()}, {"order", name_of(options_.order)}};
-    options["legal_keys"]    = range_ ? "range" : causal_ratio_ > 0 ? "ratio_causal" : "full";
+    options["legal_keys"]    = range_.given() ? "range" : causal_ratio_ > 0 ? "ratio_causal" : "full";
     options["causal_ratio"]  = causal_ratio_ > 0 ? Json(causal_ratio_) : Json(nullptr);
     options["query_offset"]  = query_offset_;
     options["chunk_queries"] = options_.chunk_queries;
@@ -284,17 +272,17 @@ class IndexerTopkCommand : public Command {
                 measured_.teraflops(), readable_bytes(static_cast<double>(measured_.peak_bytes)).c_str());
   }
 
-  std::string    query_path_, key_path_, weights_path_, range_path_, backend_;
+  InputFile      query_, key_, weights_, range_;
+  std::string    backend_;
   std::int64_t   top_k_ = 0, causal_ratio_ = 0, query_offset_ = 0;
   ElementType    dtype_ = ElementType::float32;
   IndexerOptions options_;
   TopkOutputs    outputs_;
   bool           json_ = false;
 
-  std::optional<NpyFile> query_, key_, weights_, range_;
-  bool                   batched_ = false;
-  Dimensions             dimensions_{};
-  Measured               measured_;
+  bool       batched_ = false;
+  Dimensions dimensions_{};
+  Measured   measured_;
 };
 
 }  // namespace

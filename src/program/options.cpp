@@ -49,9 +49,9 @@ void TopkOutputs::add(CLI::App& app) {
 
 void TopkOutputs::check(const Shape& shape) const {
   require_storable(shape);
-  if (wants_scores() && OutputFiles::same(indices, scores)) throw std::invalid_argument("--indices and --scores name the same file");
-  OutputFiles::require_writable(indices);
-  if (wants_scores()) OutputFiles::require_writable(scores);
+  std::vector<OutputFiles::Named> files{{"--indices", indices}};
+  if (wants_scores()) files.push_back({"--scores", scores});
+  OutputFiles::require_distinct_and_writable(files);
 }
 
 void TopkOutputs::write(const Shape& shape, std::string_view indices_bytes, std::string_view scores_bytes) const {
@@ -59,27 +59,6 @@ void TopkOutputs::write(const Shape& shape, std::string_view indices_bytes, std:
   files.write(indices, {npy_header(NpyType::int32, shape), indices_bytes});
   if (wants_scores()) files.write(scores, {npy_header(NpyType::float32, shape), scores_bytes});
   files.commit();
-}
-
-void require_type(const NpyFile& file, std::initializer_list<NpyType> expected) {
-  std::string list;
-  for (const NpyType type : expected) {
-    if (file.type() == type) return;
-    list += (list.empty() ? "" : " or ") + std::string(name_of(type));
-  }
-  throw std::invalid_argument(file.path().string() + ": has " + std::string(name_of(file.type())) + " elements, expected " + list);
-}
-
-void require_rank(const NpyFile& file, std::size_t rank, std::string_view layout) {
-  if (file.shape().size() != rank)
-    throw std::invalid_argument(file.path().string() + ": has shape " + to_string(file.shape()) + ", expected " + std::string(layout));
-}
-
-void require_extent(const NpyFile& file, std::size_t d, std::int64_t expected, std::string_view what, std::string_view source) {
-  const auto given = file.shape()[file.shape().size() - 1 - d];
-  if (given != expected)
-    throw std::invalid_argument(file.path().string() + ": has " + std::string(what) + " " + std::to_string(given) + " in its shape " +
-                                to_string(file.shape()) + ", " + std::string(source) + " has " + std::to_string(expected));
 }
 
 void require_storable(const Shape& shape) {

@@ -3,7 +3,6 @@
 #include <Tributary_Level.hpp>
 #include <Tributary_Topk.hpp>
 #include <cstdint>
-#include <initializer_list>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
@@ -12,7 +11,7 @@
 
 #include "npy.hpp"
 
-// What several subcommands share: options, checks of input files, output files, the report.
+// What several subcommands share: options, output files, the report.
 
 namespace Tributary::Program {
 
@@ -50,13 +49,6 @@ struct TopkOutputs {
   /// Both files or none.
   void write(const Shape& shape, std::string_view indices_bytes, std::string_view scores_bytes) const;
 };
-
-/// Throws unless the file holds one of these types.
-void require_type(const NpyFile&, std::initializer_list<NpyType>);
-/// Throws unless the file has as many dimensions as the layout; `layout` is written like "[S, H, D]".
-void require_rank(const NpyFile&, std::size_t rank, std::string_view layout);
-/// Throws unless dimension `d` of the file, counted from the last (0), is `expected`, which `source` has.
-void require_extent(const NpyFile&, std::size_t d, std::int64_t expected, std::string_view what, std::string_view source);
 
 /// Throws where a file of this shape, 4 bytes an element, would be too large.
 void require_storable(const Shape&);

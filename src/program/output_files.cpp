@@ -64,9 +64,13 @@ void OutputFiles::require_writable(const std::filesystem::path& path) {
   ::unlink(temporary.c_str());
 }
 
-bool OutputFiles::same(const std::filesystem::path& a, const std::filesystem::path& b) {
+void OutputFiles::require_distinct_and_writable(const std::vector<Named>& files) {
   // absolute first: "x" and "./x" stay different where no x exists
-  return std::filesystem::weakly_canonical(std::filesystem::absolute(a)) == std::filesystem::weakly_canonical(std::filesystem::absolute(b));
+  const auto place = [](const Named& file) { return std::filesystem::weakly_canonical(std::filesystem::absolute(file.path)); };
+  for (auto a = files.begin(); a != files.end(); ++a)
+    for (auto b = files.begin(); b != a; ++b)
+      if (place(*b) == place(*a)) throw std::invalid_argument(b->option + " and " + a->option + " name the same file");
+  for (const Named& file : files) require_writable(file.path);
 }
 
 void OutputFiles::write(const std::filesystem::path& path, const std::vector<std::string_view>& parts) {

@@ -15,11 +15,17 @@ class OutputFiles {
   OutputFiles& operator=(const OutputFiles&) = delete;
   ~OutputFiles();
 
-  /// Throws std::runtime_error where a file could not be written there; to be asked before long work.
-  static void require_writable(const std::filesystem::path&);
+  /// A path and the option that gave it.
+  struct Named {
+    std::string           option;
+    std::filesystem::path path;
+  };
+  /// Throws std::invalid_argument where two paths lead to the same file, which need not exist yet, std::runtime_error where one could not
+  /// be written; to be asked before long work.
+  static void require_distinct_and_writable(const std::vector<Named>&);
 
-  /// Do both paths lead to the same file, which need not exist yet?
-  static bool same(const std::filesystem::path&, const std::filesystem::path&);
+  /// Throws std::runtime_error where a file could not be written there.
+  static void require_writable(const std::filesystem::path&);
 
   void write(const std::filesystem::path&, const std::vector<std::string_view>& parts);
   void commit();

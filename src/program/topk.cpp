@@ -6,7 +6,6 @@
 #include <iostream>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -15,6 +14,7 @@
 #include "arrays.hpp"
 #include "backend.hpp"
 #include "command.hpp"
+#include "input_file.hpp"
 #include "options.hpp"
 #include "progress.hpp"
 
@@ -28,7 +28,7 @@ using DeviceView = Kokkos::View<Data, Kokkos::LayoutRight, Kokkos::Device<Exec, 
 class TopkCommand : public Command {
  public:
   explicit TopkCommand(CLI::App& app) {
-    app.add_option("--values", values_path_, "Values [rows, n] or [B, rows, n], float32 or float16")->required()->type_name("V.npy");
+    values_.add(app, "--values", "Values [rows, n] or [B, rows, n], float32 or float16", "V.npy")->required();
     add_top_k(app, top_k_);
     app.get_option("--top-k")->required();
     add_order(app, options_.order);
@@ -39,11 +39,10 @@ class TopkCommand : public Command {
   }
 
   void check() override {
-    values_.emplace(values_path_);
-    require_type(*values_, {NpyType::float32, NpyType::float16});
-    if (values_->shape().size() != 3) require_rank(*values_, 2, "values [rows, n] or [B, rows, n]");
-    if (values_->shape().back() > std::numeric_limits<std::int32_t>::max())
-      throw std::invalid_argument(values_path_ + ": has more columns than an int32 index can name");
+    values_.open({NpyType::float32, NpyType::float16});
+    require_layout(*values_, {"values", "rows, n"});
+    if (values_.extent(0) > std::numeric_limits<std::int32_t>::max())
+      throw std::invalid_argument(values_.path() + ": has more columns than an int32 index can name");
     outputs_.check(output_shape());
   }
 
@@ -133,14 +132,13 @@ class TopkCommand : public Command {
                 gigabytes_per_second(), readable_bytes(static_cast<double>(measured_.peak_bytes)).c_str());
   }
 
-  std::string  values_path_, backend_;
+  InputFile    values_;
+  std::string  backend_;
   std::int64_t top_k_ = 0;
   TopkOptions  options_;
   TopkOutputs  outputs_;
   bool         json_ = false;
-
-  std::optional<NpyFile> values_;
-  Measured               measured_;
+  Measured     measured_;
 };
 
 }  // namespace

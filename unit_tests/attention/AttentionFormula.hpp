@@ -134,9 +134,13 @@ class Formula {
 
   struct Sequence {
     std::int64_t batch, number, first_query, queries, first_key, keys;
+    // In the whole sequence: what the first query's number and position are, and the first key's number.
+    std::int64_t query_number = 0, query_position = keys - queries, key_number = 0;
 
-    /// The query's position among the keys.
-    std::int64_t place(std::int64_t i) const { return i + keys - queries; }
+    /// The query's position among the keys, and the key's: i' and j.
+    std::int64_t place(std::int64_t i) const { return query_position + i; }
+    std::int64_t key_place(std::int64_t j) const { return key_number + j; }
+    std::int64_t relative(std::int64_t i, std::int64_t j) const { return key_place(j) - place(i); }
   };
   /// The case without its element type.
   using Arrays = AttentionCase<float>;
@@ -193,6 +197,11 @@ class Formula {
     for (std::size_t s = 0; s + 1 < a_.cu_seqlens_q.size(); ++s)
       all.push_back({0, static_cast<std::int64_t>(s), a_.cu_seqlens_q[s], a_.cu_seqlens_q[s + 1] - a_.cu_seqlens_q[s], a_.cu_seqlens_k[s],
                      a_.cu_seqlens_k[s + 1] - a_.cu_seqlens_k[s]});
+    if (a_.options.query_offset)
+      for (Sequence& s : all) {
+        s.query_number = s.query_position = *a_.options.query_offset;
+        s.key_number                      = a_.options.key_offset;
+      }
     return all;
   }
   template <class Function>
@@ -213,7 +222,7 @@ class Formula {
         const std::int64_t row   = s.first_key + j;
         const auto&        given = a_.key_positions;
         for (std::int64_t h = 0; h < shape_.key_heads; ++h)
-          rotate_row(&key(s.batch, row, h, 0), given ? (*given)(std::min(s.batch, given->extents[0] - 1), row) : j, back);
+          rotate_row(&key(s.batch, row, h, 0), given ? (*given)(std::min(s.batch, given->extents[0] - 1), row) : s.key_place(j), back);
       }
     }
   }
@@ -239,9 +248,9 @@ class Formula {
 
   bool hidden(const Sequence& s, std::int64_t h, std::int64_t i, std::int64_t j) const {
     const auto&        o     = a_.options;
-    const std::int64_t place = s.place(i), row = s.first_query + i;
-    return (o.causal && j > place) || (o.window_left >= 0 && j < place - o.window_left) ||
-           (o.window_right >= 0 && j > place + o.window_right) || (a_.key_keep && (*a_.key_keep)(s.batch, s.first_key + j) == 0) ||
+    const std::int64_t ahead = s.relative(i, j), row = s.first_query + i;
+    return (o.causal && ahead > 0) || (o.window_left >= 0 && ahead < -o.window_left) || (o.window_right >= 0 && ahead > o.window_right) ||
+           (a_.key_keep && (*a_.key_keep)(s.batch, s.first_key + j) == 0) ||
            (a_.keep && (j >= a_.keep->extents[3] || broadcast(*a_.keep, s.batch, h, row, j) == 0));
   }
 
@@ -262,7 +271,7 @@ class Formula {
       slope *= 1 - capped * capped;
       x = stored(cap * capped);
     }
-    const std::int64_t distance = std::abs(s.place(i) - j);
+    const std::int64_t distance = std::abs(s.relative(i, j));
     if (a_.alibi_slopes) x -= n_.alibi_slopes(std::min(s.number, n_.alibi_slopes.extents[0] - 1), h) * static_cast<Real>(distance);
     if (a_.relative_bias) x += n_.relative_bias(bucket(s, i, j), h);
     if (a_.additive_mask && j < n_.additive_mask.extents[3]) x += broadcast(n_.additive_mask, s.batch, h, s.first_query + i, j);
@@ -270,7 +279,7 @@ class Formula {
   }
   std::int64_t bucket(const Sequence& s, std::int64_t i, std::int64_t j) const {
     const auto& bias = a_.options.relative_bias;
-    return t5_bucket(j - s.place(i), n_.relative_bias.extents[0], bias.max_distance, bias.bidirectional);
+    return t5_bucket(s.relative(i, j), n_.relative_bias.extents[0], bias.max_distance, bias.bidirectional);
   }
   Real with_sink(Real lse, std::int64_t h) const {
     if (!a_.sink) return lse;
@@ -279,10 +288,11 @@ class Formula {
   }
   Real kept(const Sequence& s, std::int64_t h, std::int64_t i, std::int64_t j) const {
     const auto& dropout = a_.options.dropout;
+    const auto  key     = s.key_place(j);
     const auto  word    = philox_word(dropout.seed,
-                                      {static_cast<std::uint32_t>(j / 4), static_cast<std::uint32_t>(i),
+                                      {static_cast<std::uint32_t>(key / 4), static_cast<std::uint32_t>(s.query_number + i),
                                        static_cast<std::uint32_t>(s.number * shape_.heads + h), dropout.offset},
-                                      static_cast<std::size_t>(j % 4));
+                                      static_cast<std::size_t>(key % 4));
     if (dropout.probability == 1 || word < dropout.probability * 0x1p32 - 1e-3) return 0;
     return static_cast<Real>(1 / (1 - dropout.probability));
   }
@@ -317,7 +327,7 @@ class Formula {
       }
       if (a_.additive_mask && j < g.additive_mask.extents[3]) broadcast(g.additive_mask, s.batch, h, row, j) += dx;
       if (a_.alibi_slopes)
-        g.alibi_slopes(std::min(s.number, g.alibi_slopes.extents[0] - 1), h) -= dx * static_cast<Real>(std::abs(s.place(i) - j));
+        g.alibi_slopes(std::min(s.number, g.alibi_slopes.extents[0] - 1), h) -= dx * static_cast<Real>(std::abs(s.relative(i, j)));
       if (a_.relative_bias) g.relative_bias(bucket(s, i, j), h) += dx;
     }
     if (a_.sink) g.sink(h) -= std::exp(n_.sink(h) - full) * delta;

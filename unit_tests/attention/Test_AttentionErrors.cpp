@@ -186,8 +186,46 @@ TEST_F(AttentionErrors, Previous) {
                          {"attention_forward: out overlaps previous.out"});
   expect_forward_refused(out, previous_lse, {.previous = {.out = previous_out, .lse = previous_lse}},
                          {"attention_forward: lse overlaps previous.lse"});
+  const View<float, 2> slopes("slopes", 2, 4);
+  for (AttentionOptions options : {AttentionOptions{.causal = true},
+                                   {.window_left = 3},
+                                   {.alibi_slopes = slopes},
+                                   {.rotary = {.dims = 2}},
+                                   {.dropout = {.probability = 0.5}}}) {
+    options.previous = {.out = previous_out, .lse = previous_lse};
+    expect_forward_refused(out, lse, options, {"attention_forward: previous is given together with ", "expected a query_offset"});
+    options.query_offset = 7;
+    Tributary::attention_forward(Space{}, query, key, value, out, lse, options);
+  }
   expect_gradients_refused({.previous = {.out = previous_out, .lse = previous_lse}}, {},
                            "previous is given, which goes with attention_forward only");
+}
+
+TEST_F(AttentionErrors, Offsets) {
+  constexpr std::int64_t most = std::int64_t{1} << 31;
+  expect_options_refused({.key_offset = 4}, "key_offset is 4, but query_offset is not given");
+  expect_options_refused({.query_offset = -most - 1}, "query_offset is -2147483649, expected -2^31 ... 2147483645");
+  expect_options_refused({.query_offset = most - 2}, "query_offset is 2147483646, expected -2^31 ... 2147483645");
+  expect_options_refused({.query_offset = 0, .key_offset = -1}, "key_offset is -1, expected 0 ... 2147483638");
+  expect_options_refused({.query_offset = 0, .key_offset = most - 9}, "key_offset is 2147483639, expected 0 ... 2147483638");
+  const View<std::int32_t, 1> two("two", 2);
+  const View<float, 3>        q("query", 3, 4, 8), k("key", 10, 2, 8), v("value", 10, 2, 6);
+  expect_inputs_refused(q, k, v, {.query_offset = 0, .sequences = {.cu_seqlens_q = two, .cu_seqlens_k = two}},
+                        "query_offset is given together with packed sequences");
+}
+
+TEST_F(AttentionErrors, OptionsWithStridedRows) {
+  using Strided1 = Kokkos::View<float*, Kokkos::LayoutStride, Memory>;
+  using Strided2 = Kokkos::View<std::uint8_t**, Kokkos::LayoutStride, Memory>;
+  using Strided4 = Kokkos::View<float****, Kokkos::LayoutStride, Memory>;
+  const Strided1 sink("the caller's name", Kokkos::LayoutStride(4, 2));
+  const Strided2 key_keep("", Kokkos::LayoutStride(2, 1, 10, 2));
+  const Strided4 mask("", Kokkos::LayoutStride(1, 1, 1, 1, 3, 1, 10, 3));
+  expect_options_refused({.key_keep = key_keep}, "the last dimension of key_keep has stride 2, expected 1");
+  expect_options_refused({.additive_mask = mask}, "the last dimension of additive_mask has stride 3, expected 1");
+  expect_options_refused({.sink = sink}, "the last dimension of sink has stride 2, expected 1");
+  const View<float, 1> good_sink("sink", 4);
+  expect_gradients_refused({.sink = good_sink}, {.sink = sink}, "the last dimension of the gradient of sink has stride 2, expected 1");
 }
 
 TEST_F(AttentionErrors, GradientsOfWhatIsNotGiven) {

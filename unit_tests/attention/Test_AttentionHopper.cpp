@@ -3,9 +3,10 @@
 #include "CapturedGraph.hpp"
 #include "KokkosEvents.hpp"
 #include "attention/AttentionFormula.hpp"
+#include "attention/RandomOptions.hpp"
 
 // The Hopper level of attention where its work is cut: tiles of 128 or 192 queries and 64 to 176 keys, sequences that end within them, work
-// items in sections.  Random combinations of options are in Test_AttentionRandom.cpp.  In builds without that level there is nothing here.
+// items in sections.  In builds without that level there is nothing here.
 
 namespace TributaryTest {
 namespace {
@@ -45,6 +46,31 @@ void head_dimensions_and_lengths(std::uint32_t stream) {
 }
 TEST_F(AttentionHopper, HeadDimensionsAndLengthsOfBfloat16) { head_dimensions_and_lengths<bfloat16_t>(100); }
 TEST_F(AttentionHopper, HeadDimensionsAndLengthsOfHalf) { head_dimensions_and_lengths<half_t>(101); }
+
+/// Rows of whole 16 bytes, which the level wants.
+AttentionShape aligned_shape(Random& random, std::initializer_list<std::int64_t> dims) {
+  auto shape      = random_shape(random);
+  shape.head_dim  = choice<std::int64_t>(random, dims);
+  shape.value_dim = choice<std::int64_t>(random, dims);
+  return shape;
+}
+
+template <class Element>
+void random_options(std::uint32_t stream) {
+  SCOPED_TRACE(seed_text());
+  Random random(stream);
+  for (int i = 0; i < 80 && !testing::Test::HasFailure(); ++i) {
+    SCOPED_TRACE("case " + std::to_string(i));
+    auto in = with_random_options<Element>(random, aligned_shape(random, {8, 32, 64, 80, 96, 128, 192, 256}));
+    if (random.coin()) {
+      in.options.query_offset = random.integer(-50, 200);
+      in.options.key_offset   = random.integer(0, 100);
+    }
+    AttentionHopper::expect_forward<Element>(in);
+  }
+}
+TEST_F(AttentionHopper, RandomOptionsOfBfloat16) { random_options<bfloat16_t>(110); }
+TEST_F(AttentionHopper, RandomOptionsOfHalf) { random_options<half_t>(111); }
 
 TEST_F(AttentionHopper, ManyTilesAgreeWithThePortableLevel) {
   // Weights are rounded to bfloat16 before they meet the values, so an output is off by 2^-9 of the largest value, and is rounded itself.

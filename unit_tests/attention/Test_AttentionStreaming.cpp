@@ -1,45 +1,13 @@
 #include "attention/AttentionFormula.hpp"
+#include "attention/Stretches.hpp"
 
 // Keys in chunks: through `previous`, through attention_merge, and what a merge is.
 
 namespace TributaryTest {
 namespace {
 
-using Tributary::AttentionMergeOptions;
-using Result = AttentionResult<float>;
-
 class AttentionStreaming : public LevelTest {};
 INSTANTIATE_TEST_SUITE_P(Levels, AttentionStreaming, testing::ValuesIn(all_levels()), level_name);
-
-/// Keys begin ... end - 1 of a case, with the masks' columns.
-template <class Element>
-AttentionCase<Element> chunk_of(const AttentionCase<Element>& in, std::int64_t begin, std::int64_t end) {
-  AttentionShape shape = in.shape();
-  shape.keys           = end - begin;
-  AttentionCase<Element> part(shape);
-  part.query         = in.query;
-  part.options       = in.options;
-  part.sink          = in.sink;
-  const auto columns = [&]<class T, int Rank>(const Array<T, Rank>& from) {
-    auto extents      = from.extents;
-    extents[Rank - 1] = end - begin;
-    Array<T, Rank> to(extents);
-    for (std::size_t n = 0; n < to.values.size(); ++n) {
-      const auto width = static_cast<std::size_t>(end - begin), all = static_cast<std::size_t>(from.extents[Rank - 1]);
-      to.values[n] = from.values[n / width * all + static_cast<std::size_t>(begin) + n % width];
-    }
-    return to;
-  };
-  if (in.keep) part.keep = columns(*in.keep);
-  if (in.additive_mask) part.additive_mask = columns(*in.additive_mask);
-  for (std::int64_t b = 0; b < shape.batch; ++b)
-    for (std::int64_t j = begin; j < end; ++j)
-      for (std::int64_t h = 0; h < shape.key_heads; ++h) {
-        for (std::int64_t d = 0; d < shape.head_dim; ++d) part.key(b, j - begin, h, d) = in.key(b, j, h, d);
-        for (std::int64_t d = 0; d < shape.value_dim; ++d) part.value(b, j - begin, h, d) = in.value(b, j, h, d);
-      }
-  return part;
-}
 
 template <class Element>
 AttentionCase<Element> masked_case(Random& random) {
@@ -70,7 +38,7 @@ void previous_goes_on(Level level) {
   std::optional<Result> seen;
   std::int64_t          begin = 0;
   for (const std::int64_t end : chunk_ends) {
-    auto part = chunk_of(in, begin, end);
+    auto part = stretch_of(in, {0, in.shape().queries}, {begin, end});
     if (end < 150) part.sink.reset();  // once, after the last chunk
     if (seen) {
       part.previous_out = seen->out;
@@ -95,26 +63,11 @@ TEST_P(AttentionStreaming, APreviousThatSawNothingChangesNothing) {
   EXPECT_LE(largest_difference(after.lse, alone.lse), 1e-6);
 }
 
-Result merge(Level level, const std::vector<Result>& states, const std::optional<Array<float, 1>>& sink = {}) {
-  std::vector<View<float, 4>> outs;
-  std::vector<View<float, 3>> lses;
-  std::vector<AttentionState> inputs;
-  for (const Result& state : states)
-    inputs.push_back({.out = outs.emplace_back(in_space(state.out)), .lse = lses.emplace_back(in_space(state.lse))});
-  AttentionMergeOptions options{.level = level};
-  const auto            sinks = in_space(sink.value_or(Array<float, 1>{}));
-  if (sink) options.sink = sinks;
-  const auto out = in_space(Array<float, 4>(states[0].out.extents, 7.0f));
-  const auto lse = in_space(Array<float, 3>(states[0].lse.extents, 7.0f));
-  Tributary::attention_merge(Space{}, std::span<const AttentionState>(inputs), out, lse, options);
-  return {from_space<4>(out), from_space<3>(lse)};
-}
-
 std::vector<Result> states_of_chunks(Level level, const AttentionCase<float>& in) {
   std::vector<Result> states;
   std::int64_t        begin = 0;
   for (const std::int64_t end : chunk_ends) {
-    auto part = chunk_of(in, begin, end);
+    auto part = stretch_of(in, {0, in.shape().queries}, {begin, end});
     part.sink.reset();
     states.push_back(AttentionCall<float>(level, part).forward());
     begin = end;

@@ -145,6 +145,29 @@ class Forward(AttentionTest):
                 self.expect({"window": f"{left},{right}"},
                             legal=lambda h, i, j: (left < 0 or i + T - S - left <= j) and (right < 0 or j <= i + T - S + right))
 
+    def test_offsets_place_a_stretch(self):
+        turn = lambda row, position: turned(row, position, D)  # noqa: E731
+        slopes, table = self.floats(H), self.floats(8, H)
+        self.write("s.npy", npy_of(slopes))
+        self.write("t.npy", npy_of(table))
+        for query, key in [(0, 0), (T - S, 0), (20, 17), (1000, 995), (3, 7), (-2, 0), (2**31 - S, 2**31 - T)]:
+            options = {"query_offset": query, "key_offset": key or None, "causal": True, "window": "5,-1", "alibi": "s.npy", "relative_bias": "t.npy",
+                       "relative_bias_max_distance": 9}
+            ahead = lambda i, j: key + j - (query + i)  # noqa: E731
+            formula = {"legal": lambda h, i, j: -5 <= ahead(i, j) <= 0, "bias": lambda h, i, j: table[bucket(ahead(i, j), 8, 9, True)][h] - slopes[h] * abs(ahead(i, j))}
+            with self.subTest(query=query, key=key):
+                self.expect(options, **formula)
+                if query >= 0 and query < 2**20:
+                    self.expect({**options, "rope_dims": D}, turn_query=lambda row, i: turn(row, query + i), turn_key=lambda row, j: turn(row, key + j), **formula)
+
+    def test_dropout_counts_from_the_offsets(self):
+        options = {"dropout": 0.5, "seed": 4, "query_offset": 10}
+        self.succeed(*self.arguments(**options))
+        whole = read_npy(self.path("o.npy"))[1]
+        self.write_inputs(self.query[2:], self.key, self.value)
+        self.succeed(*self.arguments(**{**options, "query_offset": 12}))
+        self.assertEqual(read_npy(self.path("o.npy"))[1], whole[2 * H * E :])
+
     def test_key_keep(self):
         kept = [1, 0, 1, 1, 0, 0, 1, 0, 1]
         for descr, values in [("|b1", [bool(k) for k in kept]), ("|u1", [200 * k for k in kept])]:
@@ -307,6 +330,69 @@ class Backward(AttentionTest):
                               bias=lambda h, i, j: -slopes[h] * abs(i + T - S - j), turn_query=lambda row, i: turned(row, i + T - S, 4),
                               turn_key=lambda row, j: turned(row, j, 4))
 
+    def test_masks_biases_and_sink(self):
+        """A few entries of each further gradient, its shape that of its input, against central differences; one alone is the same."""
+        for mask_shape, slopes_shape in [((H, S, T), (H,)), ((1, 1, S, T), (1, H)), ((S, T), (H,)), ((H, 1, T), (H,)), ((T,), (H,))]:
+            mask, slopes, table, sink = self.floats(*mask_shape), self.floats(*slopes_shape), self.floats(6, H), self.floats(H)
+            grad_output = self.floats(S, H, E)
+            for name, values in [("a.npy", mask), ("s.npy", slopes), ("t.npy", table), ("z.npy", sink), ("d.npy", grad_output)]:
+                self.write(name, npy_of(values))
+
+            def masked(h, i, j):
+                values = mask
+                for index, extent in zip((0, h, i, j)[4 - len(mask_shape) :], mask_shape):
+                    values = values[index if extent > 1 else 0]
+                return values
+
+            def loss():
+                slope = slopes if len(slopes_shape) == 1 else slopes[0]
+                out, _ = attention(self.query, self.key, self.value, sink=sink,
+                                   bias=lambda h, i, j: masked(h, i, j) - slope[h] * abs(i + T - S - j) + table[bucket(j - (i + T - S), 6, 5, True)][h])
+                return sum(a * b for a, b in zip(flat(out), flat(grad_output)))
+
+            inputs = {"additive_mask": "a.npy", "alibi": "s.npy", "relative_bias": "t.npy", "relative_bias_max_distance": 5, "sink": "z.npy", "grad_output": "d.npy"}
+            outputs = {"grad_additive_mask": "ga.npy", "grad_alibi": "gs.npy", "grad_relative_bias": "gt.npy", "grad_sink": "gz.npy"}
+            with self.subTest(mask=mask_shape, slopes=slopes_shape):
+                self.succeed(*self.arguments(**inputs, **outputs))
+                step = 1e-5
+                for name, shape, values in [("ga.npy", mask_shape, mask), ("gs.npy", slopes_shape, slopes), ("gt.npy", (6, H), table), ("gz.npy", (H,), sink)]:
+                    given_shape, gradient, descr = read_npy(self.path(name))
+                    self.assertEqual((given_shape, descr), (shape, "<f4"))
+                    for _ in range(4):
+                        place, row, at = [self.random.randrange(extent) for extent in shape], values, 0
+                        for index, extent in zip(place, shape):
+                            at = at * extent + index
+                        for index in place[:-1]:
+                            row = row[index]
+                        kept, row[place[-1]] = row[place[-1]], row[place[-1]] + step
+                        above = loss()
+                        row[place[-1]] = kept - step
+                        below = loss()
+                        row[place[-1]] = kept
+                        self.assertAlmostEqual(gradient[at], (above - below) / (2 * step), delta=2e-4, msg=f"{name} {place}")
+                for option, name in outputs.items():
+                    together = self.read(name)
+                    os.remove(self.path(name))
+                    self.succeed(*self.arguments(**inputs, **{option: name}))
+                    self.assertEqual(self.read(name), together)
+
+    def test_stretches_of_queries_share_the_gradient(self):
+        grad_output, cut = self.floats(S, H, E), 2
+        options = {"key_offset": 37, "causal": True, "window": "6,-1", "rope_dims": D, "dropout": 0.25}
+        gradients = []
+        for first, last in [(0, S), (0, cut), (cut, S)]:
+            self.write_inputs(self.query[first:last])
+            self.write("d.npy", npy_of(grad_output[first:last]))
+            self.succeed(*self.arguments(**self.GRADIENTS, **options, query_offset=40 + first))
+            gradients.append([read_npy(self.path(name))[1] for name in ("gq.npy", "gk.npy", "gv.npy")])
+        whole, one, other = gradients
+        for a, b in zip(whole[0], one[0] + other[0]):
+            self.assertAlmostEqual(a, b, delta=1e-6)
+        for n in (1, 2):
+            self.assertGreater(max(abs(a - b) for a, b in zip(whole[n], one[n])), 0.1)
+            for a, b, c in zip(whole[n], one[n], other[n]):
+                self.assertAlmostEqual(a, b + c, delta=1e-5)
+
     def test_hidden_keys_have_no_gradient(self):
         self.write("m.npy", npy_of([j != 4 for j in range(T)], "|b1"))
         self.expect_gradients({"key_keep": "m.npy"}, legal=lambda h, i, j: j != 4)
@@ -354,11 +440,17 @@ class Report(AttentionTest):
         self.assertEqual((options["rope"]["dims"], options["rope"]["style"], options["relative_bias"]), (4, "half", None))
         self.assertEqual(options["dropout"], {"probability": 0.25, "seed": 9, "offset": 0})
         self.assertAlmostEqual(options["scale"], 1 / math.sqrt(D), places=6)
+        self.assertEqual((options["query_offset"], options["key_offset"]), (None, 0))
         self.assertEqual(report["legal_pairs"], 3 * S)
         for direction in ("forward", "backward"):
             self.assertTrue(all(report[direction][key] > 0 for key in ("seconds", "tflops", "peak_bytes")), report)
         self.assertAlmostEqual(report["forward"]["tflops"] * report["forward"]["seconds"] * 1e12, 2 * (D + E) * H * 3 * S, delta=1e-3)
         self.assertAlmostEqual(report["backward"]["tflops"] * report["backward"]["seconds"] * 1e12, 2 * (3 * D + 2 * E) * H * 3 * S, delta=1e-3)
+
+    def test_pairs_of_a_stretch(self):
+        report = json.loads(self.succeed(*self.arguments(json=True, causal=True, query_offset=12, key_offset=10)))
+        self.assertEqual((report["options"]["query_offset"], report["options"]["key_offset"]), (12, 10))
+        self.assertEqual(report["legal_pairs"], sum(range(3, 3 + S)))
 
     def test_no_rate_where_masks_hide(self):
         self.write("m.npy", npy_of([True] * T, "|b1"))
@@ -481,7 +573,19 @@ class Refusals(AttentionTest):
             ("no backend 'abacus' in this build, which has ", {"backend": "abacus"}),
             ("--unknown", {"unknown": 1}),
             ("--grad-query requires --grad-output", {"grad_query": "gq.npy"}),
-            ("none of --grad-query", {"grad_output": "d.npy"}),
+            ("none of --grad-query, --grad-key, --grad-value, --grad-additive-mask, --grad-alibi, --grad-relative-bias, --grad-sink", {"grad_output": "d.npy"}),
+            ("--grad-sink requires --grad-output", {"grad_sink": "gz.npy", "sink": "z.npy"}),
+            ("--grad-sink requires --sink", {"grad_output": "d.npy", "grad_sink": "gz.npy"}),
+            ("--grad-alibi requires --alibi", {"grad_output": "d.npy", "grad_alibi": "gs.npy"}),
+            ("--grad-additive-mask requires --additive-mask", {"grad_output": "d.npy", "grad_additive_mask": "ga.npy"}),
+            ("--grad-relative-bias requires --relative-bias", {"grad_output": "d.npy", "grad_relative_bias": "gt.npy"}),
+            ("--grad-query and --output name the same file", {"grad_output": "d.npy", "grad_query": "o.npy"}),
+            ("--key-offset requires --query-offset", {"key_offset": 3}),
+            ("--key-offset is -1, expected 0 to ", {"query_offset": 0, "key_offset": -1}),
+            (f"--key-offset is {2**31 - T + 1}, expected 0 to {2**31 - T} with {T} keys", {"query_offset": 0, "key_offset": 2**31 - T + 1}),
+            (f"--query-offset is {2**31 - S + 1}, expected {-2**31} to {2**31 - S} with {S} queries", {"query_offset": 2**31 - S + 1}),
+            ("--query-offset", {"query_offset": "far"}),
+            ("--query-offset", {"query_offset": 0, "cu_seqlens_q": "c.npy", "cu_seqlens_k": "c.npy"}),
             ("--output and --lse name the same file", {"lse": "./o.npy"}),
             ("--grad-query and --grad-value name the same file", {"grad_output": "d.npy", "grad_query": "g.npy", "grad_value": "g.npy"}),
             ("no folder/o.npy: cannot be written: No such file or directory", {"output": "no folder/o.npy"}),

@@ -90,7 +90,7 @@ class Differentiator {
     }
     if (steps > 0) release(&shared_.keys_empty);
     store(piece, call_.grad_key, grad_key, call_.problem.scale, call_.problem.head_dim);
-    store(piece, call_.grad_value, grad_value, 1.0f, call_.problem.value_dim);
+    store(piece, call_.grad_value, grad_value, gradient.value_factor(), call_.problem.value_dim);
   }
 
   __device__ int group() const { return warp_ / 4; }

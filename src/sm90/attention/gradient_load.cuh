@@ -22,6 +22,7 @@ __device__ inline GradientPiece describe_keys(const AttentionProblem& p, const S
           .first_key        = static_cast<std::int32_t>(k.first_query),
           .sequence_keys    = static_cast<std::int32_t>(k.queries),
           .sequence_queries = static_cast<std::int32_t>(k.keys),
+          .alignment        = static_cast<std::int32_t>(p.alignment(queries)),
           .query_row        = static_cast<std::int32_t>(k.first_key),
           .query_tiles      = seen.begin < seen.end ? last - first + 1 : 0,
           .last_tile        = last};

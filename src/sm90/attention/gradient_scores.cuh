@@ -27,8 +27,9 @@ class GradientScores {
     }
   }
 
-  /// Weights P and products dP of values and gradients of outputs become what the gradient of values takes (P, times the sink's share
-  /// and dropout's factor f) and the gradients of products, P (f dP - shift) with the soft cap's slope.
+  /// Weights P and products dP of values and gradients of outputs become what the gradient of values takes (P times the sink's share, 0
+  /// where dropped; value_factor() is left for the end, since a half might not hold it) and the gradients of products, P (f dP - shift)
+  /// with the soft cap's slope, where f is the share and dropout's factor.
   __device__ void differentiate(float (&weights)[count], float (&gradients)[count], const GradientStep& step, const float* shift,
                                 const float* share) {
     if constexpr (plain) {
@@ -38,7 +39,7 @@ class GradientScores {
       for_each_pair(share, [&](int i, float of_column) { factors[i] = of_column; });
       if (call_.problem.has_dropout) drop(factors, step);
       for_each_pair(shift, [&](int i, float of_column) {
-        gradients[i] = weights[i] * (gradients[i] * factors[i] - of_column);
+        gradients[i] = weights[i] * (gradients[i] * (factors[i] * value_factor()) - of_column);
         weights[i] *= factors[i];
       });
       if (call_.problem.softcap > 0.0f) {
@@ -47,6 +48,8 @@ class GradientScores {
       }
     }
   }
+
+  __device__ float value_factor() const { return !plain && call_.problem.has_dropout ? call_.problem.dropout_scale : 1.0f; }
 
  private:
   static constexpr bool  plain    = Tile::scores == Scores::plain;
@@ -144,7 +147,7 @@ class GradientScores {
   __device__ void drop(float (&factors)[count], const GradientStep& step) const {
     for_each(factors, [&](float& factor, int r, int column) {
       const QueryPlace i{piece_.batch, piece_.sequence, 0, step.first_query + column, 0, step.head};
-      factor *= DropoutRow(call_.problem, i).factor(key_of(r));
+      if (DropoutRow(call_.problem, i).factor(key_of(r)) == 0.0f) factor = 0.0f;
     });
   }
 

@@ -74,6 +74,7 @@ struct GradientPiece {
   std::int32_t key_row, keys;        // of the tensors
   std::int32_t sequence, first_key;  // key_row's number in it
   std::int32_t sequence_keys, sequence_queries;
+  std::int32_t alignment;               // i' - i
   std::int32_t query_row;               // of the tensors: the sequence's first
   std::int32_t query_tiles, last_tile;  // visited downwards, from this tile of the sequence on
 };
@@ -86,7 +87,7 @@ struct GradientStep {
   __device__ GradientStep(const AttentionProblem& p, const GradientPiece& piece, std::int32_t number)
       : head(piece.key_head * (p.heads / p.key_heads) + number / piece.query_tiles),
         first_query((piece.last_tile - number % piece.query_tiles) * gradient_queries),
-        position(std::int64_t{first_query} + piece.sequence_keys - piece.sequence_queries) {}
+        position(std::int64_t{first_query} + piece.alignment) {}
 };
 
 __device__ inline std::int32_t steps_of(const AttentionProblem& p, const GradientPiece& piece) {

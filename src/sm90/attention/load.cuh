@@ -11,7 +11,7 @@ namespace Tributary::Impl::SM90 {
 /// The piece of `segment`'s rows; the window says which tiles of keys it sees.
 template <class Tile>
 __device__ AttentionPiece describe_piece(const AttentionProblem& problem, const Segment& segment, std::int32_t head) {
-  const std::int64_t position = segment.first_query + segment.keys - segment.queries;
+  const std::int64_t position = segment.first_query + problem.alignment(segment);
   const KeyInterval  seen     = problem.window_of(position, position + segment.rows - 1, segment.keys);
   const std::int64_t first = seen.begin / Tile::keys, last = (seen.end - 1) / Tile::keys;
   return {.batch       = static_cast<std::int32_t>(segment.batch),

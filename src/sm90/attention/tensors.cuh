@@ -44,7 +44,8 @@ std::string no_attention_inputs(const Exec& exec, const AttentionProblem& p, con
   if (!sm90_code_runs(exec.cuda_device())) return "the device has not compute capability 9.0";
   if (p.type == ElementType::float32) return "the element type is float";
   if (p.batch > 0x7fffffff / std::max<std::int64_t>(p.heads, 1)) return "there are more than 2^31 heads";
-  if (std::max(p.queries, p.keys) >= std::int64_t{1} << 30) return "there are 2^30 or more queries or keys";
+  if (std::max({p.queries, p.keys, std::abs(p.query_offset - p.key_offset)}) >= std::int64_t{1} << 29)
+    return "there are 2^29 or more queries or keys, or between their offsets";
   if (rotary.dims > 0 && p.head_dim % 8 != 0) return "rows of rotated heads are no multiples of 16 bytes";
   if (rotary.dims == 0 && !multiple_of_16_bytes(p.query, {p.batch, p.queries, p.heads}, p.query_strides, 2))
     return "query's base or strides are no multiples of 16 bytes";
