@@ -67,6 +67,7 @@ class RowSoftmax {
       if (column_ == 0 && exists(r)) {
         const float lse = sum_[r] == 0.0f ? -infinity : (plain ? shift_[r] / log2_e : shift_[r]) + logf(sum_[r]);
         factors[r]      = finish_row(call_.problem, call_.output, place(r), lse, sum_[r]);
+        if (!plain && call_.problem.has_dropout) factors[r].here *= call_.problem.dropout_scale;
       }
       factors[r].here     = __shfl_sync(0xffffffffu, factors[r].here, lane_ & ~3);
       factors[r].previous = __shfl_sync(0xffffffffu, factors[r].previous, lane_ & ~3);
@@ -160,9 +161,12 @@ class RowSoftmax {
                 (piece_.row + min(row_ + 8 * r, piece_.rows - 1)) * strides[2] + first_key;
   }
 
+  /// Dropped weights become 0.  The others are left for finish() to scale: times 1/(1 - probability) they may pass what a half can hold.
   __device__ void drop(float (&weights)[count], std::int32_t first_key) const {
     DropoutRow rows[2] = {{call_.problem, place(0)}, {call_.problem, place(1)}};
-    for_each(weights, [&](float& weight, int r, int column) { weight *= rows[r].factor(first_key + column); });
+    for_each(weights, [&](float& weight, int r, int column) {
+      if (rows[r].factor(first_key + column) == 0.0f) weight = 0.0f;
+    });
   }
 
   const AttentionForwardCall& call_;
