@@ -89,6 +89,9 @@ function(tributary_add_library)
     tributary_add_objects(tributary_device_path_openmp ${portable})
     tributary_set_execution_space(tributary_device_path_openmp openmp)
     target_compile_definitions(tributary_device_path_openmp PRIVATE TRIBUTARY_TEST_DEVICE_PATH)
+    # Where GCC vectorises a scalar sum in order, it fuses multiplication and addition in the loop's remainder only; a device's compiler
+    # fuses all.  Unfused, a row's bits do not depend on where its loop begins, here either.
+    target_compile_options(tributary_device_path_openmp PRIVATE -ffp-contract=off)
     list(REMOVE_ITEM objects "$<TARGET_OBJECTS:tributary_openmp>")
     add_library(tributary_device_path STATIC ${objects} $<TARGET_OBJECTS:tributary_device_path_openmp>)
     tributary_set_interface(tributary_device_path)
