@@ -16,19 +16,34 @@ struct ForwardOperands {
   float*       query;    // [rows][head_dim], scaled
   Columns*     key;      // [tile / columns][head_dim]
   Columns*     value;    // [value blocks][tile]
-  float*       weights;  // [rows][tile]: scores, then what exp made of them
+  float*       weights;  // [rows of a part][tile]: scores, then what exp made of them
   float*       out;      // [rows][value blocks * columns]
   float*       row_max;  // [rows]
   float*       row_sum;
   float*       rescale;  // what this tile does to out
   KeyInterval* window;
 
+  /// A host goes through a block's rows in parts, so that what is stored of each pair stays close.
+  KOKKOS_INLINE_FUNCTION static std::int64_t part_of(std::int64_t rows) { return OnHost && rows > 64 ? 64 : rows; }
+
+  /// The slot as rows first ... see it.
+  KOKKOS_INLINE_FUNCTION ForwardOperands from_row(std::int64_t first, const AttentionProblem& p) const {
+    ForwardOperands part = *this;
+    part.query += first * p.head_dim;
+    part.out += first * Product::column_blocks(p.value_dim) * Product::columns;
+    part.row_max += first;
+    part.row_sum += first;
+    part.rescale += first;
+    part.window += first;
+    return part;
+  }
+
   static ForwardOperands take(WorkspaceLayout& layout, const AttentionPlan& plan, const AttentionProblem& p) {
     const std::int64_t w = plan.workers, value_blocks = Product::column_blocks(p.value_dim);
     return {.query   = layout.take<float>(w * plan.rows * p.head_dim),
             .key     = layout.take<Columns>(w * (plan.tile / Product::columns) * p.head_dim),
             .value   = layout.take<Columns>(w * value_blocks * plan.tile),
-            .weights = layout.take<float>(w * plan.rows * plan.tile),
+            .weights = layout.take<float>(w * part_of(plan.rows) * plan.tile),
             .out     = layout.take<float>(w * plan.rows * value_blocks * Product::columns),
             .row_max = layout.take<float>(w * plan.rows),
             .row_sum = layout.take<float>(w * plan.rows),
@@ -41,7 +56,7 @@ struct ForwardOperands {
     return {query + w * plan.rows * p.head_dim,
             key + w * (plan.tile / Product::columns) * p.head_dim,
             value + w * value_blocks * plan.tile,
-            weights + w * plan.rows * plan.tile,
+            weights + w * part_of(plan.rows) * plan.tile,
             out + w * plan.rows * value_blocks * Product::columns,
             row_max + w * plan.rows,
             row_sum + w * plan.rows,
@@ -69,7 +84,8 @@ struct AttentionForwardFunctor {
     const std::int64_t items = p.batch * p.key_heads * plan.blocks;
     // Causal: the last blocks have the most keys, they go first.
     for (std::int64_t item = team.league_rank(); item < items; item += team.league_size()) {
-      const std::int64_t block = plan.blocks - 1 - item / (p.batch * p.key_heads), pair = item % (p.batch * p.key_heads);
+      const auto [from_last, pair] = ItemPlace::of(item, p.batch * p.key_heads, plan.blocks, team.league_size());
+      const std::int64_t block     = plan.blocks - 1 - from_last;
       const std::int64_t begin = block * plan.queries, end = begin + plan.queries < p.queries ? begin + plan.queries : p.queries;
       for (std::int64_t row = begin; row < end;) {
         const Segment segment = p.packed.segment(pair / p.key_heads, row, end, p.queries, p.keys);
@@ -81,13 +97,13 @@ struct AttentionForwardFunctor {
 
  private:
   KOKKOS_INLINE_FUNCTION QueryPlace place(const Segment& s, std::int32_t key_head, std::int64_t row) const {
-    const std::int64_t q = row % s.rows;
+    const std::int64_t head = row < s.rows ? 0 : row / s.rows, q = row - head * s.rows;  // divisions are slow
     return {s.batch,
             s.sequence,
             s.row + q,
             s.first_query + q,
             s.first_query + q + p.alignment(s),
-            static_cast<std::int32_t>(key_head * plan.group + row / s.rows)};
+            static_cast<std::int32_t>(key_head * plan.group + head)};
   }
 
   KOKKOS_FUNCTION void attend(const Member& team, const Operands& slot, const Segment& s, std::int32_t key_head) const {
@@ -112,16 +128,29 @@ struct AttentionForwardFunctor {
       const std::int64_t count   = (end < next ? end : next) - tile;
       const std::int64_t key_row = s.first_key + tile;
       Pack::transposed(team, key_rows<Element>(p, p.key, p.key_strides, s.batch, key_row, key_head, count), count, p.head_dim, slot.key);
-      Pack::straight(team, key_rows<Element>(p, p.value, p.value_strides, s.batch, key_row, key_head, count), count, p.value_dim, plan.tile,
-                     slot.value);
+      Pack::straight(team, key_rows<Element>(p, p.value, p.value_strides, s.batch, key_row, key_head, count), count, count, p.value_dim,
+                     plan.tile, slot.value);
       team.team_barrier();
-      multiply_keys(team, slot, row_blocks, tile, count);
-      team.team_barrier();
-      Kokkos::parallel_for(Kokkos::TeamThreadRange(team, row_blocks * Product::rows),
-                           [&](const std::int64_t r) { soften(slot, place(s, key_head, r), s, r, tile, count); });
-      team.team_barrier();
-      multiply_values(team, slot, row_blocks, tile, count);
-      team.team_barrier();
+      const std::int64_t left = end - next, coming = left < 0 ? 0 : (left < plan.tile ? left : plan.tile);
+      const auto keys = ComingRows::of(head_rows<Element>(p.key, p.key_strides, s.batch, key_row + count, key_head, 1), coming, p.head_dim);
+      const auto values =
+          ComingRows::of(head_rows<Element>(p.value, p.value_strides, s.batch, key_row + count, key_head, 1), coming, p.value_dim);
+      const std::int64_t padded = row_blocks * Product::rows, part_rows = Operands::part_of(padded);
+      for (std::int64_t first = 0; first < padded; first += part_rows) {
+        const Operands     part   = slot.from_row(first, p);
+        const std::int64_t blocks = Product::row_blocks(padded - first < part_rows ? padded - first : part_rows);
+        multiply_keys(team, part, blocks, tile, count, [&](std::int64_t i, std::int64_t n) {
+          if (first > 0) return;
+          keys.prefetch_share(i, n);
+          values.prefetch_share(i, n);
+        });
+        team.team_barrier();
+        Kokkos::parallel_for(Kokkos::TeamThreadRange(team, blocks * Product::rows),
+                             [&](const std::int64_t r) { soften(part, place(s, key_head, first + r), s, r, tile, count); });
+        team.team_barrier();
+        multiply_values(team, part, blocks, tile, count);
+        team.team_barrier();
+      }
     }
     store(team, slot, s, key_head, rows, out_width);
     team.team_barrier();
@@ -129,6 +158,7 @@ struct AttentionForwardFunctor {
 
   /// The keys of a tile that any row of a register block sees, counted from the tile's first.
   KOKKOS_INLINE_FUNCTION KeyInterval seen(const Operands& slot, std::int64_t row_block, std::int64_t tile, std::int64_t count) const {
+    if (p.left < 0 && p.right < 0) return {0, count};
     KeyInterval hull{count, 0};
     for (int r = 0; r < Product::rows; ++r) {
       const KeyInterval  window = slot.window[row_block * Product::rows + r];
@@ -138,12 +168,15 @@ struct AttentionForwardFunctor {
     return hull.begin < hull.end ? hull : KeyInterval{0, 0};
   }
 
+  /// ahead(i, n) is called for each of n register blocks.
+  template <class Ahead>
   KOKKOS_FUNCTION void multiply_keys(const Member& team, const Operands& slot, std::int64_t row_blocks, std::int64_t tile,
-                                     std::int64_t count) const {
+                                     std::int64_t count, const Ahead& ahead) const {
     const std::int64_t groups = Product::column_blocks(count);
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, row_blocks * groups), [&](const std::int64_t cell) {
       const std::int64_t block = host ? cell % row_blocks : cell / groups, group = host ? cell / row_blocks : cell % groups;
       const KeyInterval  range = seen(slot, block, tile, count);
+      ahead(cell, row_blocks * groups);
       if (group * Product::columns >= range.end || (group + 1) * Product::columns <= range.begin) return;
       typename Product::Block product;
       Product::clear(product);
@@ -178,11 +211,7 @@ struct AttentionForwardFunctor {
     Vector* const lanes    = reinterpret_cast<Vector*>(x);
     Vector        lane_max = lanes[first / width];
     for (std::int64_t v = first / width + 1; v < last / width; ++v) lane_max = lanes[v] > lane_max ? lanes[v] : lane_max;
-    float maximum = slot.row_max[r];
-    for (int n = 0; n < width; ++n) {
-      const float lane = reinterpret_cast<const float*>(&lane_max)[n];
-      maximum          = lane > maximum ? lane : maximum;
-    }
+    const float tile_max = Lanes<host>::maximum(lane_max), maximum = tile_max > slot.row_max[r] ? tile_max : slot.row_max[r];
     const float shift = maximum == hidden ? 0.0f : maximum;  // nothing seen yet: exp(-inf - 0) = 0
     Vector      sums  = {};
     for (std::int64_t v = first / width; v < last / width; ++v) {
@@ -191,10 +220,8 @@ struct AttentionForwardFunctor {
       lanes[v] = weight;
       sums += weight;
     }
-    float sum = 0.0f;
-    for (int n = 0; n < width; ++n) sum += reinterpret_cast<const float*>(&sums)[n];
-    slot.rescale[r] = Kokkos::exp(slot.row_max[r] - shift);
-    slot.row_sum[r] = slot.row_sum[r] * slot.rescale[r] + sum;
+    slot.rescale[r] = maximum == slot.row_max[r] ? 1.0f : Kokkos::exp(slot.row_max[r] - shift);
+    slot.row_sum[r] = slot.row_sum[r] * slot.rescale[r] + Lanes<host>::sum(sums);
     slot.row_max[r] = maximum;
     for (std::int64_t j = needed.begin; j < first; ++j) x[j] = 0.0f;
     for (std::int64_t j = last; j < needed.end; ++j) x[j] = 0.0f;

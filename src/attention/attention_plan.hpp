@@ -25,15 +25,16 @@ AttentionPlan plan_attention(const Exec& exec, const AttentionProblem& p) {
   plan.workers = concurrent_workers(exec);
   plan.group   = p.heads / p.key_heads;
   // Enough rows to pay for packing a tile of keys, few enough that their operands stay in a core's second-level cache.
-  const std::int64_t wanted_rows = on_host<Exec> ? (std::max(p.head_dim, p.value_dim) <= 128 ? 256 : 128) : 64;
-  const std::int64_t share =
-      (p.batch * p.key_heads * p.queries + 2 * plan.workers - 1) / (2 * plan.workers);  // queries an item, two items a worker
+  const bool         narrow      = std::max(p.head_dim, p.value_dim) <= 128;
+  const std::int64_t wanted_rows = on_host<Exec> ? (narrow ? 512 : 256) : 64;
+  // Queries an item: two items a worker, or more where some have more keys than others.
+  const std::int64_t items = (p.right >= 0 ? 4 : 2) * plan.workers, share = (p.batch * p.key_heads * p.queries + items - 1) / items;
   plan.queries = std::clamp<std::int64_t>(std::min(wanted_rows / plan.group, share), std::min<std::int64_t>(p.queries, Product::rows),
                                           std::max<std::int64_t>(p.queries, 1));
   plan.queries = std::max<std::int64_t>(plan.queries, 1);
   plan.rows    = Product::row_blocks(plan.group * plan.queries) * Product::rows;
   plan.blocks  = (p.queries + plan.queries - 1) / plan.queries;
-  plan.tile    = Product::column_blocks(on_host<Exec> ? 128 : 64) * Product::columns;
+  plan.tile    = Product::column_blocks(on_host<Exec> ? (narrow ? 256 : 128) : 64) * Product::columns;
   return plan;
 }
 

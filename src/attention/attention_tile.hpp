@@ -1,6 +1,8 @@
 #pragma once
 #include <Kokkos_Core.hpp>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "attention/attention.hpp"
 #include "common/lanes.hpp"
@@ -40,6 +42,20 @@ struct PackedRow {
   float          factor;
 
   KOKKOS_INLINE_FUNCTION float operator()(std::int64_t c) const { return data == nullptr ? 0.0f : factor * static_cast<float>(data[c]); }
+
+  /// Components c ... of a row that has them.
+  template <class Vector>
+  KOKKOS_INLINE_FUNCTION Vector vector(std::int64_t c) const {
+    constexpr int         width  = sizeof(Vector) / sizeof(float);
+    constexpr bool        floats = std::is_same_v<Element, float>;
+    alignas(Vector) float values[width];
+    if (data == nullptr) return Vector{};
+    if constexpr (floats)
+      std::memcpy(values, data + c, sizeof values);
+    else
+      for (int n = 0; n < width; ++n) values[n] = static_cast<float>(data[c + n]);
+    return factor * *reinterpret_cast<const Vector*>(values);
+  }
 };
 
 /// Rows of a tensor of one batch entry: some heads, and of each head rows that follow one another.
@@ -88,6 +104,23 @@ KOKKOS_INLINE_FUNCTION HeadRows<Element> key_rows(const AttentionProblem& p, con
   return rows;
 }
 
+/// Rows that are packed next.  A row lies a stride of all heads behind the one before, too far for the hardware to foresee and often a
+/// power of two, which crowds a few sets of the caches; so a host asks for them while it multiplies, some with each register block.
+struct ComingRows {
+  const char*  data;
+  std::int64_t stride, bytes, count;  // stride in bytes
+
+  template <class Element>
+  KOKKOS_INLINE_FUNCTION static ComingRows of(const HeadRows<Element>& rows, std::int64_t count, std::int64_t width) {
+    constexpr std::int64_t size = sizeof(Element);
+    return {reinterpret_cast<const char*>(rows.data), size * rows.row_stride, size * width, count};
+  }
+  KOKKOS_INLINE_FUNCTION void prefetch_share(std::int64_t part, std::int64_t parts) const {
+    for (std::int64_t r = part * count / parts; r < (part + 1) * count / parts; ++r)
+      for (std::int64_t at = 0; at < bytes; at += 64) prefetch(data + r * stride + at);
+  }
+};
+
 template <bool OnHost>
 struct Packing {
   using Product = RegisterBlock<OnHost>;
@@ -106,49 +139,81 @@ struct Packing {
   template <class Member, class Element>
   KOKKOS_INLINE_FUNCTION static void transposed(const Member& team, const HeadRows<Element>& from, std::int64_t count, std::int64_t width,
                                                 Columns* to) {
-    for_each_element<OnHost>(
-        team, Product::column_blocks(count) * Product::columns, width, [&](std::int64_t r) { return prefetched(from, r, count, width); },
-        [&](std::int64_t r, std::int64_t c, const PackedRow<Element>& row) {
-          value(to[r / Product::columns * width + c], r % Product::columns) = row(c);
-        });
-  }
-
-  /// to[block][r] holds `columns` components of row r; beyond `width` zero.  `stride` rows a block.
-  template <class Member, class Element>
-  KOKKOS_INLINE_FUNCTION static void straight(const Member& team, const HeadRows<Element>& from, std::int64_t count, std::int64_t width,
-                                              std::int64_t stride, Columns* to) {
-    const std::int64_t padded = Product::column_blocks(width) * Product::columns;
-    for_each_element<OnHost>(
-        team, count, padded, [&](std::int64_t r) { return prefetched(from, r, count, width); },
-        [&](std::int64_t r, std::int64_t c, const PackedRow<Element>& row) {
-          value(to[c / Product::columns * stride + r], c % Product::columns) = c < width ? row(c) : 0.0f;
-        });
-  }
-
-  /// Rows lie a stride of all heads apart, too far for the hardware to foresee.
-  template <class Element>
-  KOKKOS_INLINE_FUNCTION static PackedRow<Element> prefetched(const HeadRows<Element>& from, std::int64_t r, std::int64_t count,
-                                                              [[maybe_unused]] std::int64_t width) {
+    const std::int64_t rows  = Product::column_blocks(count) * Product::columns;
+    std::int64_t       whole = 0;  // components that go in squares
     if constexpr (OnHost) {
-      constexpr std::int64_t ahead = 6, line = 64 / sizeof(Element);
-      if (r + ahead < count)
-        for (std::int64_t c = 0; c < width; c += line) prefetch(from.data + (r + ahead) * from.row_stride + c);
+      whole = width / Product::width * Product::width;
+      for (std::int64_t r = 0; r < rows; r += Product::width) {
+        PackedRow<Element> row[Product::width];
+        for (int n = 0; n < Product::width; ++n) row[n] = from.row(r + n, count);
+        auto* const column = to + r / Product::columns * width;
+        for (std::int64_t c = 0; c < whole; c += Product::width) {
+          typename Product::Vector square[Product::width];
+          for (int n = 0; n < Product::width; ++n) square[n] = row[n].template vector<typename Product::Vector>(c);
+          Lanes<OnHost>::transpose(square);
+          for (int n = 0; n < Product::width; ++n) column[c + n].vector[r % Product::columns / Product::width] = square[n];
+        }
+      }
     }
-    return from.row(r, count);
+    if (whole < width)
+      for_each_element<OnHost>(
+          team, rows, width - whole, [&](std::int64_t r) { return from.row(r, count); },
+          [&](std::int64_t r, std::int64_t c, const PackedRow<Element>& row) {
+            value(to[r / Product::columns * width + whole + c], r % Product::columns) = row(whole + c);
+          });
+  }
+
+  /// to[block][r] holds `columns` components of row r; beyond `width`, and in rows count ... rows - 1, zero.  `stride` rows a block.
+  template <class Member, class Element>
+  KOKKOS_INLINE_FUNCTION static void straight(const Member& team, const HeadRows<Element>& from, std::int64_t count, std::int64_t rows,
+                                              std::int64_t width, std::int64_t stride, Columns* to) {
+    const std::int64_t padded = Product::column_blocks(width) * Product::columns;
+    std::int64_t       whole  = 0;  // components that go as vectors
+    if constexpr (OnHost) {
+      whole = width / Product::columns * Product::columns;
+      for (std::int64_t r = 0; r < rows; ++r) {
+        const PackedRow<Element> row  = from.row(r, count);
+        Columns*                 part = to + r;
+        for (std::int64_t c = 0; c < whole; c += Product::columns, part += stride)
+          for (int v = 0; v < Product::vectors; ++v)
+            part->vector[v] = row.template vector<typename Product::Vector>(c + v * Product::width);
+      }
+    }
+    if (whole < padded)
+      for_each_element<OnHost>(
+          team, rows, padded - whole, [&](std::int64_t r) { return from.row(r, count); },
+          [&](std::int64_t r, std::int64_t i, const PackedRow<Element>& row) {
+            const std::int64_t c                                               = whole + i;
+            value(to[c / Product::columns * stride + r], c % Product::columns) = c < width ? row(c) : 0.0f;
+          });
   }
 
   KOKKOS_INLINE_FUNCTION static float& value(Columns& columns, std::int64_t i) { return reinterpret_cast<float*>(&columns)[i]; }
 
-  /// A register block of a row-major array whose rows are whole vectors.
-  KOKKOS_INLINE_FUNCTION static void load(const float* from, std::int64_t stride, typename Product::Block& block) {
-    for (int r = 0; r < Product::rows; ++r)
+  /// A register block of a row-major array whose rows are whole vectors; only its first `count` rows.
+  KOKKOS_INLINE_FUNCTION static void load(const float* from, std::int64_t stride, typename Product::Block& block,
+                                          std::int64_t count = Product::rows) {
+    const auto row = [&](int r) {
       for (int v = 0; v < Product::vectors; ++v)
         block.vector[r][v] = *reinterpret_cast<const typename Product::Vector*>(from + r * stride + v * Product::width);
+    };
+    if (count < Product::rows) {
+      Product::clear(block);
+      for (int r = 0; r < count; ++r) row(r);
+    } else {
+      for (int r = 0; r < Product::rows; ++r) row(r);
+    }
   }
-  KOKKOS_INLINE_FUNCTION static void store(const typename Product::Block& block, float* to, std::int64_t stride) {
-    for (int r = 0; r < Product::rows; ++r)
+  KOKKOS_INLINE_FUNCTION static void store(const typename Product::Block& block, float* to, std::int64_t stride,
+                                           std::int64_t count = Product::rows) {
+    const auto row = [&](int r) {
       for (int v = 0; v < Product::vectors; ++v)
         *reinterpret_cast<typename Product::Vector*>(to + r * stride + v * Product::width) = block.vector[r][v];
+    };
+    if (count < Product::rows)
+      for (int r = 0; r < count; ++r) row(r);
+    else
+      for (int r = 0; r < Product::rows; ++r) row(r);
   }
 };
 
@@ -271,33 +336,6 @@ KOKKOS_INLINE_FUNCTION AttentionRowFactors finish_row(const AttentionProblem& p,
   if (output.lse != nullptr) output.lse[i.batch * output.lse_strides[0] + i.head * output.lse_strides[1] + i.row] = lse;
   return factors;
 }
-
-/// The same for a block of keys against a tile of queries: a bit for each of the keys that share their words.
-struct DropoutBits {
-  const AttentionProblem& p;
-  std::uint8_t*           bits;       // [of_rows(keys)][tile]
-  std::int64_t            first_key;  // number in the whole sequence
-  std::int64_t            tile;
-
-  KOKKOS_INLINE_FUNCTION static constexpr std::int64_t of_rows(std::int64_t keys) { return keys / 4 + 2; }
-
-  /// For keys first_key ... first_key + keys - 1 and queries that follow `query`, a number in the whole sequence.
-  template <bool OnHost, class Member>
-  KOKKOS_INLINE_FUNCTION void draw(const Member& team, std::int64_t sequence, std::int32_t head, std::int64_t query, std::int64_t keys,
-                                   std::int64_t queries) const {
-    for_each_element<OnHost>(team, (first_key % 4 + keys + 3) / 4, queries, [&](std::int64_t block, std::int64_t c) {
-      const PhiloxBlock words = dropout_words(p, sequence, head, query + c, first_key / 4 + block);
-      unsigned          kept  = 0;
-      for (unsigned n = 0; n < 4; ++n) kept |= (words.word[n] >= p.dropout_threshold ? 1u : 0u) << n;
-      bits[block * tile + c] = static_cast<std::uint8_t>(kept);
-    });
-  }
-  /// Of the block's key r and the tile's query c.
-  KOKKOS_INLINE_FUNCTION float factor(std::int64_t r, std::int64_t c) const {
-    const std::int64_t key = first_key % 4 + r;
-    return ((bits[key / 4 * tile + c] >> (key % 4)) & 1) != 0 ? p.dropout_scale : 0.0f;
-  }
-};
 
 /// Writes a float as the element type that an output turned out to have.
 template <class Element>

@@ -1,6 +1,7 @@
 #pragma once
 #include <Kokkos_Core.hpp>
 #include <cstdint>
+#include <utility>
 
 // Vectors for the inner loops of portable kernels, and the register block of a matrix product.  On a host they are the compiler's
 // vector type, because GCC does not reliably vectorise the same loops over arrays (measured: 3 to 90 GFLOP/s for neighbouring block
@@ -16,7 +17,10 @@ struct Lanes<false> {
   static constexpr int width = 1, registers = 64;
   using Float = float;
 
-  KOKKOS_INLINE_FUNCTION static void exp(Float& x) { x = Kokkos::exp(x); }
+  KOKKOS_INLINE_FUNCTION static void  exp(Float& x) { x = Kokkos::exp(x); }
+  KOKKOS_INLINE_FUNCTION static void  transpose(Float (&)[width]) {}
+  KOKKOS_INLINE_FUNCTION static float maximum(Float x) { return x; }
+  KOKKOS_INLINE_FUNCTION static float sum(Float x) { return x; }
 };
 
 #if defined(KOKKOS_COMPILER_NVCC) && defined(__CUDA_ARCH__)
@@ -54,6 +58,64 @@ struct Lanes<true> {
     const Float power          = reinterpret_cast<Float>(reinterpret_cast<Int>(y) + (reinterpret_cast<Int>(shifted) << 23));
     x                          = x < -87.0f ? Float{} : power;
   }
+
+  static inline float maximum(const Float& x) {
+    return fold<width / 2>(x, [](const Float& a, const Float& b) { return a > b ? a : b; });
+  }
+  static inline float sum(const Float& x) {
+    return fold<width / 2>(x, [](const Float& a, const Float& b) { return a + b; });
+  }
+
+  /// Element c of vector r and element r of vector c change places.
+  static inline void transpose(Float (&square)[width]) {
+#if defined(__clang__) || __GNUC__ >= 12
+    transpose_from<1>(square);
+#else
+    for (int r = 0; r < width; ++r)
+      for (int c = 0; c < r; ++c) {
+        const float below = square[r][c];
+        square[r][c]      = square[c][r];
+        square[c][r]      = below;
+      }
+#endif
+  }
+
+ private:
+  /// All lanes combined: the lanes `half` apart, then half as far.
+  template <int half, class Combine>
+  static inline float fold(const Float& x, const Combine& combine) {
+#if defined(__clang__) || __GNUC__ >= 12
+    const Float folded = combine(x, across<half>(x, std::make_integer_sequence<int, width>{}));
+#else
+    Float other = x;
+    for (int n = 0; n < half; ++n) other[n] = x[n + half];
+    const Float folded = combine(x, other);
+#endif
+    if constexpr (half == 1)
+      return folded[0];
+    else
+      return fold<half / 2>(folded, combine);
+  }
+#if defined(__clang__) || __GNUC__ >= 12
+  template <int half, int... lane>
+  static inline Float across(const Float& x, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(x, x, ((lane + half) % width)...);
+  }
+  // Squares of `half` by `half` numbers change places across the diagonal of one twice as wide; then the wider ones.
+  template <int half>
+  static inline void transpose_from(Float (&square)[width]) {
+    constexpr auto lanes = std::make_integer_sequence<int, width>{};
+    for (int r = 0; r < width; ++r)
+      if ((r & half) == 0) exchange<half>(square[r], square[r + half], lanes);
+    if constexpr (2 * half < width) transpose_from<2 * half>(square);
+  }
+  template <int half, int... lane>
+  static inline void exchange(Float& upper, Float& lower, std::integer_sequence<int, lane...>) {
+    const Float a = upper, b = lower;
+    upper = __builtin_shufflevector(a, b, ((lane & half) == 0 ? lane : width + lane - half)...);
+    lower = __builtin_shufflevector(a, b, ((lane & half) == 0 ? lane + half : width + lane)...);
+  }
+#endif
 };
 #endif
 
@@ -89,14 +151,32 @@ struct RegisterBlock {
   }
 
   /// block += A B, A(r,k) = a[r * row_stride + k * depth_stride], B's row k = b[k], in ascending k.
-  KOKKOS_INLINE_FUNCTION static void multiply_add(const float* a, std::int64_t row_stride, std::int64_t depth_stride, const Columns* b,
-                                                  std::int64_t depth, Block& block) {
+  KOKKOS_FORCEINLINE_FUNCTION static void multiply_add(const float* a, std::int64_t row_stride, std::int64_t depth_stride, const Columns* b,
+                                                       std::int64_t depth, Block& block) {
     Vector sum[rows][vectors];
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < vectors; ++v) sum[r][v] = block.vector[r][v];
     for (std::int64_t k = 0; k < depth; ++k)
       for (int r = 0; r < rows; ++r)
         for (int v = 0; v < vectors; ++v) sum[r][v] += a[r * row_stride + k * depth_stride] * b[k].vector[v];
+    for (int r = 0; r < rows; ++r)
+      for (int v = 0; v < vectors; ++v) block.vector[r][v] = sum[r][v];
+  }
+
+  /// block = A B, where A is cut into panels of as many columns as a row of B: A(r,k) is component k % columns of
+  /// a[k / columns * panel + r].
+  KOKKOS_FORCEINLINE_FUNCTION static void multiply_panels(const Columns* a, std::int64_t panel, const Columns* b, std::int64_t depth,
+                                                          Block& block) {
+    Vector sum[rows][vectors];
+    for (int r = 0; r < rows; ++r)
+      for (int v = 0; v < vectors; ++v) sum[r][v] = Vector{};
+    for (std::int64_t first = 0; first < depth; first += columns, a += panel) {
+      const float* const from = reinterpret_cast<const float*>(a);
+      const std::int64_t end  = depth - first < columns ? depth - first : columns;
+      for (std::int64_t k = 0; k < end; ++k)
+        for (int r = 0; r < rows; ++r)
+          for (int v = 0; v < vectors; ++v) sum[r][v] += from[r * columns + k] * b[first + k].vector[v];
+    }
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < vectors; ++v) block.vector[r][v] = sum[r][v];
   }

@@ -57,6 +57,18 @@ std::int64_t concurrent_workers(const Exec& exec) {
   return on_host<Exec> ? threads : std::max<std::int64_t>(1, threads / (8 * team_size<Exec>));
 }
 
+/// Which of its blocks, and of which pair of batch entry and head, an item is.  As many pairs as there are workers run side by side, a
+/// pair's blocks one after another: so a worker meets the same keys or queries again while its cache still holds them.
+struct ItemPlace {
+  std::int64_t block, pair;
+
+  KOKKOS_INLINE_FUNCTION static ItemPlace of(std::int64_t item, std::int64_t pairs, std::int64_t blocks, std::int64_t workers) {
+    const std::int64_t first = item / (workers * blocks) * workers, rest = item - first * blocks;
+    const std::int64_t side_by_side = pairs - first < workers ? pairs - first : workers;
+    return {rest / side_by_side, first + rest % side_by_side};
+  }
+};
+
 /// Hands out pieces of a workspace, or only counts their bytes when there is none yet.
 class WorkspaceLayout {
  public:

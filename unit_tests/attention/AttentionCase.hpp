@@ -119,7 +119,7 @@ class AttentionCall {
     return {from_space<4>(out), from_space<3>(lse)};
   }
   /// Every gradient there is.
-  AttentionGradientArrays<Element> backward(const AttentionUpstream<Out>& upstream) const {
+  AttentionGradientArrays<Element> backward(const AttentionUpstream<Out>& upstream, const Space& exec = Space{}) const {
     const auto garbage = []<class T, int Rank>(const Array<T, Rank>& like) { return in_space(Array<T, Rank>(like.extents, T(7.0f))); };
     const auto optional_garbage = [&]<class T, int Rank>(const std::optional<Array<T, Rank>>& like) {
       return garbage(like.value_or(Array<T, Rank>{}));
@@ -136,7 +136,8 @@ class AttentionCall {
     if (in_.alibi_slopes) gradients.alibi_slopes = alibi_slopes;
     if (in_.relative_bias) gradients.relative_bias = relative_bias;
     if (in_.sink) gradients.sink = sink;
-    Tributary::attention_backward(Space{}, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options, gradients);
+    Tributary::attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options, gradients);
+    exec.fence();
     return {from_space<4>(grad_query),   from_space<4>(grad_key),      from_space<4>(grad_value), from_space<4>(additive_mask),
             from_space<2>(alibi_slopes), from_space<2>(relative_bias), from_space<1>(sink)};
   }

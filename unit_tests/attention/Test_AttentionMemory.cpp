@@ -58,6 +58,34 @@ void every_run_gives_the_same_bits(Level level) {
 TEST_P(AttentionMemory, EveryRunGivesTheSameBitsOfFloat) { every_run_gives_the_same_bits<float>(level()); }
 TEST_P(AttentionMemory, EveryRunGivesTheSameBitsOfBfloat16) { every_run_gives_the_same_bits<bfloat16_t>(level()); }
 
+/// One key head of many blocks of keys, so that workers hand the gradients of the same queries on.
+TEST(AttentionOrder, GradientsDoNotDependOnHowManyWorkersShareAHead) {
+  Random random(76);
+  for (const bool causal : {false, true}) {
+    AttentionCase<float> in({1, 301, 1500, 2, 1, 20, 24}, random);
+    in.options.causal      = causal;
+    in.options.window_left = causal ? 700 : -1;
+    in.alibi_slopes        = Array<float, 2>({1, 2}, 0.02f);
+    in.relative_bias       = Array<float, 2>({16, 2}, 0.1f);
+    const AttentionCall<float> call(Level::portable, in), reference(Level::reference, in);
+    const auto                 upstream = random_upstream(random, call.forward(), true);
+    const auto                 g        = call.backward(upstream);
+    const auto                 expected = reference.backward(upstream);
+    EXPECT_LE(largest_difference(g.query, expected.query), 1e-5);
+    EXPECT_LE(largest_difference(g.key, expected.key), 1e-5);
+    EXPECT_LE(largest_difference(g.value, expected.value), 1e-5);
+    const bool shared = std::is_same_v<Space::memory_space, Kokkos::HostSpace> && Space{}.concurrency() > 1;
+    const auto fewer  = shared ? Kokkos::Experimental::partition_space(Space{}, 1, 1)[0] : Space{};
+    for (int run = 0; run < 10; ++run) {
+      const auto again = call.backward(upstream, run % 2 == 0 ? fewer : Space{});
+      EXPECT_TRUE(same_memory(again.query.values, g.query.values) && same_memory(again.key.values, g.key.values) &&
+                  same_memory(again.value.values, g.value.values));
+      EXPECT_TRUE(same_memory(again.alibi_slopes.values, g.alibi_slopes.values) &&
+                  same_memory(again.relative_bias.values, g.relative_bias.values));
+    }
+  }
+}
+
 TEST_P(AttentionMemory, StridedViewsTouchOnlyTheirElements) {
   Random random(71);
   // every array is the middle of a larger one
@@ -171,6 +199,19 @@ TEST(AttentionInstance, WithAWorkspaceOnlyTheCallersInstanceIsUsed) {
   const std::array<AttentionState, 2> states{AttentionState{both.out, both.lse}, AttentionState{both.grad_out, both.lse}};
   const View<float, 4>                merged("merged", both.out.layout());
   expect_stays_on_instance(exec, [&] { Tributary::attention_merge(exec, states, merged, std::nullopt); });
+}
+
+TEST(AttentionWorkspace, BackwardNeedsNothingOfSizeQueriesTimesKeys) {
+  const auto bytes = [](std::int64_t queries, std::int64_t keys) {
+    const auto           rows = [](std::int64_t n) { return View<half_t, 3>("rows", n, 1, 8); };
+    const View<float, 2> lse("lse", 1, queries);
+    return Tributary::attention_backward_workspace_size(Space{}, rows(queries), rows(keys), rows(keys), rows(queries), lse, rows(queries),
+                                                        rows(queries), rows(keys), rows(keys));
+  };
+  const std::size_t small = bytes(1 << 12, 1 << 12), more_queries = bytes(1 << 18, 1 << 12), more = bytes(1 << 18, 1 << 18);
+  // Statistics and, on a host, the gradients of queries as sums: at most 64 floats a row; of keys only how far each block has come.
+  EXPECT_LT(more_queries - small, std::size_t{1 << 18} * 64 * sizeof(float));
+  EXPECT_LT(more - more_queries, std::size_t{1} << 20);
 }
 
 TEST(AttentionWorkspace, AnUnalignedOneWorks) {

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string>
 
-#include "attention/attention_tile.hpp"
+#include "attention/attention_gradient_tile.hpp"
 #include "common/workers.hpp"
 
 // The Hopper level of attention_forward and attention_backward, as the dispatch sees it.  Templates, so that the dispatch compiles where
@@ -43,18 +43,6 @@ inline constexpr int gradient_queries = 64, gradient_keys = 128;
 /// Sums of gradients of gradient_queries queries, 64 columns of one head.
 inline constexpr int gradient_panel_floats = gradient_queries * 64;
 
-/// Per query row and head, [B, Hq, Sq]: attention's RowStatistics.
-struct AttentionStatistics {
-  const float *lse, *shift, *share;  // share null: 1
-};
-
-/// Where the gradient of a tensor goes, of its type or float; strides of batch, row, head.
-struct AttentionGradientOutput {
-  void*        data;
-  bool         is_float;
-  std::int64_t strides[3];
-};
-
 /// How a call is cut, and its part of the workspace.  The keys' kernel adds to the gradients of queries, tile by tile of keys in the order
 /// of the keys: a block waits for its turn.
 struct AttentionBackwardPlan {
@@ -79,9 +67,8 @@ AttentionBackwardPlan plan_attention_backward(const Exec& exec, const AttentionP
 
 /// The problem's queries and keys are rotated already, the gradients of theirs are not turned back here.
 template <class Exec>
-void attention_backward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets,
-                        const AttentionStatistics& statistics, const void* grad_out, const std::int64_t (&grad_out_strides)[3],
-                        const AttentionBackwardPlan& plan, const AttentionGradientOutput& grad_query,
-                        const AttentionGradientOutput& grad_key, const AttentionGradientOutput& grad_value);
+void attention_backward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets, const RowStatistics& statistics,
+                        const void* grad_out, const std::int64_t (&grad_out_strides)[3], const AttentionBackwardPlan& plan,
+                        const GradientOutput& grad_query, const GradientOutput& grad_key, const GradientOutput& grad_value);
 
 }  // namespace Tributary::Impl::SM90

@@ -169,7 +169,7 @@ class Differentiator {
     release(&shared_.sums_full[group()]);
   }
 
-  __device__ void store(const GradientPiece& piece, const AttentionGradientOutput& to, const float (&sum)[sums], float factor,
+  __device__ void store(const GradientPiece& piece, const GradientOutput& to, const float (&sum)[sums], float factor,
                         std::int32_t columns) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -307,10 +307,10 @@ struct ClearTurns {
 /// Sums in the order of registers become rows of the gradient of queries; zero where no key was seen.
 template <class Element>
 struct StoreQueryGradients {
-  AttentionProblem        p;
-  AttentionBackwardPlan   plan;
-  AttentionGradientOutput to;
-  int                     panels;
+  AttentionProblem      p;
+  AttentionBackwardPlan plan;
+  GradientOutput        to;
+  int                   panels;
 
   KOKKOS_FUNCTION void operator()(const RowPolicy<Kokkos::Cuda>::member_type& team) const {
     const std::int64_t batch = team.league_rank() / p.queries, row = team.league_rank() % p.queries;
@@ -360,7 +360,7 @@ void run_scores(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, con
 
 template <class Element>
 void run_all(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, const void* grad_out, const std::int64_t (&grad_out_strides)[3],
-             const AttentionGradientOutput& grad_query) {
+             const GradientOutput& grad_query) {
   const AttentionProblem& p     = call.problem;
   const std::int64_t      tiles = p.batch * call.plan.slots * p.heads;
   if (tiles > 0)
@@ -417,10 +417,9 @@ AttentionBackwardPlan plan_attention_backward(const Exec& exec, const AttentionP
 }
 
 template <class Exec>
-void attention_backward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets,
-                        const AttentionStatistics& statistics, const void* grad_out, const std::int64_t (&grad_out_strides)[3],
-                        const AttentionBackwardPlan& plan, const AttentionGradientOutput& grad_query,
-                        const AttentionGradientOutput& grad_key, const AttentionGradientOutput& grad_value) {
+void attention_backward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets, const RowStatistics& statistics,
+                        const void* grad_out, const std::int64_t (&grad_out_strides)[3], const AttentionBackwardPlan& plan,
+                        const GradientOutput& grad_query, const GradientOutput& grad_key, const GradientOutput& grad_value) {
   const AttentionBackwardCall call{problem, buckets, statistics, plan, grad_key, grad_value};
   if (problem.type == ElementType::bfloat16)
     run_all<bfloat16_t>(exec, call, grad_out, grad_out_strides, grad_query);
@@ -431,8 +430,8 @@ void attention_backward(const Exec& exec, const AttentionProblem& problem, const
 using Space = Kokkos::Cuda;
 template std::string no_attention_backward(const Space&, const AttentionProblem&, const RotaryProblem&, const AttentionBackwardArguments&);
 template AttentionBackwardPlan plan_attention_backward(const Space&, const AttentionProblem&, WorkspaceLayout&);
-template void attention_backward(const Space&, const AttentionProblem&, const BucketTable&, const AttentionStatistics&, const void*,
-                                 const std::int64_t (&)[3], const AttentionBackwardPlan&, const AttentionGradientOutput&,
-                                 const AttentionGradientOutput&, const AttentionGradientOutput&);
+template void attention_backward(const Space&, const AttentionProblem&, const BucketTable&, const RowStatistics&, const void*,
+                                 const std::int64_t (&)[3], const AttentionBackwardPlan&, const GradientOutput&, const GradientOutput&,
+                                 const GradientOutput&);
 
 }  // namespace Tributary::Impl::SM90

@@ -107,8 +107,8 @@ class GradientLoader {
     }
     __syncwarp();
     // A query that is none has no weight.
-    const AttentionStatistics& from = call_.statistics;
-    const std::int64_t         at   = (piece.batch * std::int64_t{call_.problem.heads} + step.head) * call_.problem.queries + row;
+    const RowStatistics& from = call_.statistics;
+    const std::int64_t   at   = (piece.batch * std::int64_t{call_.problem.heads} + step.head) * call_.problem.queries + row;
     for (int q = lane_; q < Tile::queries; q += 32) {
       const bool  exists            = step.first_query + q < piece.sequence_queries;
       const float lse               = exists ? from.lse[at + q] : __int_as_float(0x7f800000);

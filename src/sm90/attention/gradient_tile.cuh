@@ -53,11 +53,11 @@ struct GradientMaps {
 
 /// One launch of the kernel.
 struct AttentionBackwardCall {
-  AttentionProblem        problem;
-  BucketTable             buckets;
-  AttentionStatistics     statistics;
-  AttentionBackwardPlan   plan;
-  AttentionGradientOutput grad_key, grad_value;
+  AttentionProblem      problem;
+  BucketTable           buckets;
+  RowStatistics         statistics;
+  AttentionBackwardPlan plan;
+  GradientOutput        grad_key, grad_value;
 
   __device__ const GradientMaps* maps() const { return static_cast<const GradientMaps*>(plan.maps); }
   __device__ std::int64_t items() const { return problem.batch * problem.key_heads * plan.blocks; }
