@@ -41,7 +41,7 @@ struct Lanes<true> {
   static constexpr int width = 4, registers = 16;
 #endif
   using Float = float __attribute__((vector_size(width * sizeof(float))));
-  using Int   = std::int32_t __attribute__((vector_size(width * sizeof(float))));
+  using Bits  = std::uint32_t __attribute__((vector_size(width * sizeof(float))));
 
   /// e^x to about one unit in the last place, for x up to 88; 0 below -87.  Cephes' expf: 2^n times a polynomial of the rest.
   static inline void exp(Float& x) {
@@ -55,7 +55,7 @@ struct Lanes<true> {
     y                          = y * r + 1.6666665459e-1f;
     y                          = y * r + 5.0000001201e-1f;
     y                          = y * (r * r) + r + 1.0f;
-    const Float power          = reinterpret_cast<Float>(reinterpret_cast<Int>(y) + (reinterpret_cast<Int>(shifted) << 23));
+    const Float power          = reinterpret_cast<Float>(reinterpret_cast<Bits>(y) + (reinterpret_cast<Bits>(shifted) << 23));
     x                          = x < -87.0f ? Float{} : power;
   }
 
