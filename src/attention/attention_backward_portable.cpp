@@ -196,7 +196,7 @@ struct KeyGradientFunctor {
   using Operands             = GradientOperands<host>;
   using Product              = typename Operands::Product;
 
-  static constexpr GradientUse use(std::int64_t tiles) { return {.of_query = host, .of_key = true, .tiles = tiles}; }
+  KOKKOS_FUNCTION static constexpr GradientUse use(std::int64_t tiles) { return {.of_query = host, .of_key = true, .tiles = tiles}; }
 
   AttentionProblem p;
   AttentionPlan    plan;   // `rows` queries at a time
@@ -383,7 +383,7 @@ struct QueryGradientFunctor {
   using Operands             = GradientOperands<host>;
   using Product              = typename Operands::Product;
 
-  static constexpr GradientUse use{.of_query = true, .of_key = false};
+  KOKKOS_FUNCTION static constexpr GradientUse use() { return {.of_query = true, .of_key = false}; }
 
   AttentionProblem p;
   AttentionPlan    plan;
@@ -394,7 +394,7 @@ struct QueryGradientFunctor {
   GradientOutput   grad_query;
 
   KOKKOS_FUNCTION void operator()(const Member& team) const {
-    const Operands     slot  = slots.of_worker(team.league_rank(), plan.rows, plan.tile, p, use);
+    const Operands     slot  = slots.of_worker(team.league_rank(), plan.rows, plan.tile, p, use());
     const std::int64_t items = p.batch * p.key_heads * plan.blocks;
     for (std::int64_t item = team.league_rank(); item < items; item += team.league_size()) {
       const std::int64_t block = plan.blocks - 1 - item / (p.batch * p.key_heads), pair = item % (p.batch * p.key_heads);
@@ -448,7 +448,7 @@ struct MaskGradientFunctor {
   using Operands             = GradientOperands<host>;
   using Product              = typename Operands::Product;
 
-  static constexpr GradientUse use{.of_query = false, .of_key = false};
+  KOKKOS_FUNCTION static constexpr GradientUse use() { return {.of_query = false, .of_key = false}; }
 
   AttentionProblem p;
   AttentionPlan    plan;  // blocks of rows of one head
@@ -461,7 +461,7 @@ struct MaskGradientFunctor {
   std::int64_t     extents[4], strides[3];
 
   KOKKOS_FUNCTION void operator()(const Member& team) const {
-    const Operands     slot   = slots.of_worker(team.league_rank(), plan.rows, plan.tile, p, use);
+    const Operands     slot   = slots.of_worker(team.league_rank(), plan.rows, plan.tile, p, use());
     float* const       sum    = sums + team.league_rank() * plan.rows * plan.tile;
     const std::int64_t blocks = extents[2] == 1 ? 1 : plan.blocks, tiles = (extents[3] + plan.tile - 1) / plan.tile;
     for (std::int64_t item = team.league_rank(); item < extents[0] * extents[1] * blocks * tiles; item += team.league_size()) {
@@ -610,7 +610,7 @@ struct BackwardCall {
       progress   = layout.take<std::int64_t>(p.batch * p.key_heads * by_key.blocks + 1);
     } else {
       by_query    = plan_rows(exec, p, p.heads / p.key_heads, p.key_heads);
-      query_slots = Operands::take(layout, by_query.workers, by_query.rows, by_query.tile, p, QueryGradient::use);
+      query_slots = Operands::take(layout, by_query.workers, by_query.rows, by_query.tile, p, QueryGradient::use());
     }
     if (wanted.alibi_slopes.given()) alibi_keys = layout.take<float>(p.batch * p.heads * p.keys);
     if (wanted.relative_bias.given()) {
@@ -619,7 +619,7 @@ struct BackwardCall {
     }
     if (wanted.additive_mask.given()) {
       by_mask    = plan_rows(exec, p, 1, p.heads);
-      mask_slots = Operands::take(layout, by_mask.workers, by_mask.rows, by_mask.tile, p, MaskGradient::use);
+      mask_slots = Operands::take(layout, by_mask.workers, by_mask.rows, by_mask.tile, p, MaskGradient::use());
       mask_sums  = layout.take<float>(by_mask.workers * by_mask.rows * by_mask.tile);
     }
   }

@@ -103,7 +103,7 @@ struct GradientOperands {
   static GradientOperands take(WorkspaceLayout& layout, std::int64_t workers, std::int64_t rows, std::int64_t tile,
                                const AttentionProblem& p, const GradientUse& use) {
     GradientOperands slots{};
-    slots.for_each(rows, tile, p, use, [&]<class T>(T*& piece, std::int64_t count) { piece = layout.take<T>(workers * count); });
+    slots.for_each(rows, tile, p, use, TakeFrom{&layout, workers});
     return slots;
   }
 
@@ -226,6 +226,14 @@ struct GradientOperands {
   }
 
  private:
+  struct TakeFrom {
+    WorkspaceLayout* layout;
+    std::int64_t     workers;
+    template <class T>
+    KOKKOS_INLINE_FUNCTION void operator()([[maybe_unused]] T*& piece, [[maybe_unused]] std::int64_t count) const {
+      KOKKOS_IF_ON_HOST((piece = layout->template take<T>(workers * count);))
+    }
+  };
   struct MoveTo {
     std::int64_t worker;
     template <class T>

@@ -29,6 +29,10 @@ struct Lanes<false> {
 template <>
 struct Lanes<true> : Lanes<false> {};
 #else
+// nvcc's front end mistakes the type of a shuffle whose lanes are a pack.
+#if (defined(__clang__) || __GNUC__ >= 12) && !defined(KOKKOS_COMPILER_NVCC)
+#define TRIBUTARY_SHUFFLES
+#endif
 template <>
 struct Lanes<true> {
 #if defined(__AVX512F__)
@@ -68,7 +72,7 @@ struct Lanes<true> {
 
   /// Element c of vector r and element r of vector c change places.
   static inline void transpose(Float (&square)[width]) {
-#if defined(__clang__) || __GNUC__ >= 12
+#if defined(TRIBUTARY_SHUFFLES)
     transpose_from<1>(square);
 #else
     for (int r = 0; r < width; ++r)
@@ -84,7 +88,7 @@ struct Lanes<true> {
   /// All lanes combined: the lanes `half` apart, then half as far.
   template <int half, class Combine>
   static inline float fold(const Float& x, const Combine& combine) {
-#if defined(__clang__) || __GNUC__ >= 12
+#if defined(TRIBUTARY_SHUFFLES)
     const Float folded = combine(x, across<half>(x, std::make_integer_sequence<int, width>{}));
 #else
     Float other = x;
@@ -96,7 +100,7 @@ struct Lanes<true> {
     else
       return fold<half / 2>(folded, combine);
   }
-#if defined(__clang__) || __GNUC__ >= 12
+#if defined(TRIBUTARY_SHUFFLES)
   template <int half, int... lane>
   static inline Float across(const Float& x, std::integer_sequence<int, lane...>) {
     return __builtin_shufflevector(x, x, ((lane + half) % width)...);
@@ -117,6 +121,7 @@ struct Lanes<true> {
   }
 #endif
 };
+#undef TRIBUTARY_SHUFFLES
 #endif
 
 /// Asks the host's memory for the line of an address, which is soon to be read.
