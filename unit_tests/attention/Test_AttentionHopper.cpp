@@ -5,8 +5,8 @@
 #include "attention/AttentionFormula.hpp"
 #include "attention/RandomOptions.hpp"
 
-// The Hopper level of attention where its work is cut: tiles of 128 or 192 queries and 64 to 176 keys, sequences that end within them, work
-// items in sections.  In builds without that level there is nothing here.
+// The Hopper level of attention where its work is cut: forward tiles of 128 or 192 queries and 64 to 176 keys, backward ones of 64 queries
+// and 128 keys; sequences that end within them, work items in sections.  In builds without that level there is nothing here.
 
 namespace TributaryTest {
 namespace {
@@ -22,6 +22,29 @@ class AttentionHopper : public HopperTest {
     SCOPED_TRACE(text(in.shape()) + (in.options.causal ? ", causal" : "") + ", window " + std::to_string(in.options.window_left) + ", " +
                  std::to_string(in.options.window_right));
     expect_close(AttentionCall<Element, Out>(level, in).forward(), exact_formula(in).forward(), naive_formula(in).forward());
+  }
+
+  /// Gradients of queries, keys, values and sink, from the portable level's results.
+  template <class Element>
+  static void expect_backward(const AttentionCase<Element>& in, Random& random) {
+    SCOPED_TRACE(text(in.shape()) + (in.options.causal ? ", causal" : "") + ", window " + std::to_string(in.options.window_left) + ", " +
+                 std::to_string(in.options.window_right));
+    const auto upstream = random_upstream(random, AttentionCall<Element>(Level::portable, in).forward(), random.coin());
+    const auto given    = backward(in, upstream);
+    const auto exact    = exact_formula(in).backward(upstream);
+    const auto naive    = naive_formula(in).backward(upstream);
+    expect_close("gradient of query", given.query, exact.query, naive.query, 4e-6);
+    expect_close("gradient of key", given.key, exact.key, naive.key, 4e-6);
+    expect_close("gradient of value", given.value, exact.value, naive.value, 4e-6);
+    expect_close("gradient of sink", given.sink, exact.sink, naive.sink, 2e-5);
+  }
+  template <class Element>
+  static AttentionGradientArrays<Element> backward(const AttentionCase<Element>& in, const AttentionUpstream<Element>& upstream) {
+    return AttentionCall<Element>(level, in).backward(upstream, Space{}, false);
+  }
+  template <class Element>
+  static bool same_gradients(const AttentionGradientArrays<Element>& a, const AttentionGradientArrays<Element>& b) {
+    return largest_difference(a.query, b.query) == 0 && largest_difference(a.key, b.key) == 0 && largest_difference(a.value, b.value) == 0;
   }
 };
 
@@ -87,6 +110,65 @@ TEST_F(AttentionHopper, ManyTilesAgreeWithThePortableLevel) {
     }
 }
 
+template <class Element>
+void gradients_of_lengths(std::uint32_t stream) {
+  SCOPED_TRACE(seed_text());
+  Random random(stream);
+  for (const auto& [head_dim, value_dim] : {std::pair{8, 8}, {40, 64}, {64, 64}, {96, 96}, {128, 128}, {128, 72}})
+    for (int i = 0; i < 8 && !testing::Test::HasFailure(); ++i) {
+      AttentionCase<Element> in(
+          {random.integer(1, 2), random.any_of(edges), random.any_of(edges), 2, random.integer(1, 2), head_dim, value_dim}, random);
+      in.options.causal = random.coin();
+      if (random.coin()) in.options.window_left = random.integer(0, 200);
+      if (random.coin()) in.options.window_right = random.integer(0, 200);
+      if (random.coin()) in.sink = Array<float, 1>({2}, 0.5f);
+      AttentionHopper::expect_backward(in, random);
+    }
+}
+TEST_F(AttentionHopper, GradientsOfLengthsOfBfloat16) { gradients_of_lengths<bfloat16_t>(112); }
+TEST_F(AttentionHopper, GradientsOfLengthsOfHalf) { gradients_of_lengths<half_t>(113); }
+
+template <class Element>
+void gradients_of_random_options(std::uint32_t stream) {
+  SCOPED_TRACE(seed_text());
+  Random random(stream);
+  for (int i = 0; i < 80 && !testing::Test::HasFailure(); ++i) {
+    SCOPED_TRACE("case " + std::to_string(i));
+    auto in = with_random_options<Element>(random, aligned_shape(random, {8, 32, 64, 80, 96, 128}));
+    if (random.coin()) {
+      in.options.query_offset = random.integer(-50, 200);
+      in.options.key_offset   = random.integer(0, 100);
+    }
+    AttentionHopper::expect_backward(in, random);
+  }
+}
+TEST_F(AttentionHopper, GradientsOfRandomOptionsOfBfloat16) { gradients_of_random_options<bfloat16_t>(114); }
+TEST_F(AttentionHopper, GradientsOfRandomOptionsOfHalf) { gradients_of_random_options<half_t>(115); }
+
+TEST_F(AttentionHopper, GradientsOfManyTilesAgreeWithThePortableLevelAndRepeat) {
+  SCOPED_TRACE(seed_text());
+  Random random(116);
+  for (const std::int64_t dim : {64, 128})
+    for (const bool causal : {false, true}) {
+      SCOPED_TRACE("dim " + std::to_string(dim) + (causal ? ", causal" : ""));
+      AttentionCase<bfloat16_t> in({2, 1500, 1700, 8, 2, dim, dim}, random);
+      in.options.causal   = causal;
+      const auto upstream = random_upstream(random, AttentionCall<bfloat16_t>(Level::portable, in).forward(), true);
+      const auto expected = AttentionCall<bfloat16_t>(Level::portable, in).backward(upstream);
+      const auto given    = AttentionHopper::backward(in, upstream);
+      // Weights and gradients of scores are rounded to bfloat16 before they are multiplied, results too: 2^-9 each of what is largest.
+      const auto expect_near = [](const char* name, const auto& a, const auto& b) {
+        double most = 0;
+        for (const auto x : b.values) most = std::max(most, std::abs(static_cast<double>(static_cast<float>(x))));
+        EXPECT_LE(largest_difference(a, b), 0x1p-6 * most) << name;
+      };
+      expect_near("query", given.query, expected.query);
+      expect_near("key", given.key, expected.key);
+      expect_near("value", given.value, expected.value);
+      for (int run = 0; run < 5; ++run) ASSERT_TRUE(AttentionHopper::same_gradients(AttentionHopper::backward(in, upstream), given));
+    }
+}
+
 TEST_F(AttentionHopper, LargeLogitsStayFinite) {
   Random                random(103);
   AttentionCase<half_t> in({1, 130, 300, 1, 1, 64, 64}, random);
@@ -110,6 +192,9 @@ TEST_F(AttentionHopper, HiddenKeysMayHoldAnything) {
   const auto given = AttentionCall<bfloat16_t>(level, in).forward();
   EXPECT_EQ(largest_difference(given.out, clean.out), 0);
   EXPECT_EQ(largest_difference(given.lse, clean.lse), 0);
+  const auto gradients = AttentionHopper::backward(in, random_upstream(random, given, true));
+  for (const auto* values : {&gradients.query.values, &gradients.key.values, &gradients.value.values})
+    for (const bfloat16_t value : *values) ASSERT_TRUE(std::isfinite(static_cast<float>(value)));
 }
 
 TEST_F(AttentionHopper, APackedSequenceDoesNotSeeItsNeighbours) {
@@ -120,11 +205,14 @@ TEST_F(AttentionHopper, APackedSequenceDoesNotSeeItsNeighbours) {
     in.cu_seqlens_q   = {0, 130, 130, 300, 301, 700};
     in.cu_seqlens_k   = {0, 200, 333, 333, 500, 900};
     AttentionHopper::expect_forward<bfloat16_t>(in);
+    AttentionHopper::expect_backward(in, random);
     const auto clean = AttentionCall<bfloat16_t>(level, in).forward();
     for (std::int64_t j = 200; j < 333; ++j)  // the sequence without queries
       for (std::int64_t h = 0; h < 2; ++h)
         for (std::int64_t d = 0; d < 128; ++d) in.key(0, j, h, d) = in.value(0, j, h, d) = bfloat16_t(NAN);
     EXPECT_EQ(largest_difference(AttentionCall<bfloat16_t>(level, in).forward().out, clean.out), 0);
+    const auto gradients = AttentionHopper::backward(in, random_upstream(random, clean, true));
+    for (const bfloat16_t value : gradients.query.values) ASSERT_TRUE(std::isfinite(static_cast<float>(value)));
   }
 }
 
