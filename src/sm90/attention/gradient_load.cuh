@@ -67,8 +67,8 @@ class GradientLoader {
   }
 
   __device__ void publish(const GradientPiece& piece) {
-    ptx::mbarrier_wait(&shared_.piece_empty[piece_at_.slot], piece_at_.round ^ 1);
-    if (lane_ == 0) {
+    if (lane_ == 0) {  // another lane might look when a piece without queries is done already, and wait for the next round
+      ptx::mbarrier_wait(&shared_.piece_empty[piece_at_.slot], piece_at_.round ^ 1);
       shared_.pieces[piece_at_.slot] = piece;
       ptx::mbarrier_arrive(&shared_.piece_full[piece_at_.slot]);
     }
