@@ -45,6 +45,7 @@ class GradientLoader {
     const AttentionProblem& p = call_.problem;
     const PackedOffsets     by_key{p.packed.cu_seqlens_k, p.packed.cu_seqlens_q, p.packed.sequences};
     const std::int64_t      items = call_.items(), pairs = p.batch * p.key_heads, in_section = call_.plan.section * call_.plan.blocks;
+    const bool              ascending = sequences_ascend();
     // Blocks of keys are drawn in order, by teams that run: what one waits for is being worked on.
     for (std::int64_t item = draw(); item < items; item = draw()) {
       const std::int64_t first_pair = item / in_section * call_.plan.section, left = pairs - first_pair;
@@ -52,7 +53,8 @@ class GradientLoader {
       const std::int64_t block = item % in_section / section, pair = first_pair + item % in_section % section;
       const std::int64_t begin = block * Tile::keys, end = begin + Tile::keys < p.keys ? begin + Tile::keys : p.keys;
       for (std::int64_t row = begin; row < end;) {
-        const Segment k = by_key.segment(pair / p.key_heads, row, end, p.keys, p.queries);
+        Segment k = by_key.segment(pair / p.key_heads, row, end, p.keys, p.queries);
+        if (!ascending) k.keys = 0;
         load(describe_keys(p, k, static_cast<std::int32_t>(pair % p.key_heads)));
         row += k.rows;
       }
@@ -66,9 +68,21 @@ class GradientLoader {
     return __shfl_sync(0xffffffffu, item, 0);
   }
 
+  /// Whether packed sequences follow one another.  Turns, and the numbers of tiles, count on it: from other offsets come gradients of zero,
+  /// not teams that wait for ever.
+  __device__ bool sequences_ascend() const {
+    const PackedOffsets& packed   = call_.problem.packed;
+    bool                 descends = false;
+    for (std::int64_t s = lane_; packed.cu_seqlens_q != nullptr && s < packed.sequences; s += 32) {
+      const bool queries = packed.cu_seqlens_q[s] > packed.cu_seqlens_q[s + 1], keys = packed.cu_seqlens_k[s] > packed.cu_seqlens_k[s + 1];
+      descends = descends || queries || keys;
+    }
+    return !__any_sync(0xffffffffu, descends);
+  }
+
   __device__ void publish(const GradientPiece& piece) {
-    ptx::mbarrier_wait(&shared_.piece_empty[piece_at_.slot], piece_at_.round ^ 1);
-    if (lane_ == 0) {
+    if (lane_ == 0) {  // another lane might look when a piece without queries is done already, and wait for the next round
+      ptx::mbarrier_wait(&shared_.piece_empty[piece_at_.slot], piece_at_.round ^ 1);
       shared_.pieces[piece_at_.slot] = piece;
       ptx::mbarrier_arrive(&shared_.piece_full[piece_at_.slot]);
     }
