@@ -87,7 +87,10 @@ struct AttentionOptions {
   /// state has no sink: give it to the call with the last keys, or to the last attention_merge.  What counts positions (see query_offset)
   /// needs query_offset here, even 0: without it positions would count from the end of this call's keys.
   AttentionState previous = {};
-  Level          level    = Level::automatic;
+  /// attention_backward only: the same bits every time.  false lets the Hopper level add up the gradients of queries in whatever order
+  /// their parts come; the other levels keep the order, which costs them nothing.
+  bool  deterministic = true;
+  Level level         = Level::automatic;
 };
 
 /// What attention_backward takes and gives beside the gradients of query, key and value.
@@ -301,7 +304,7 @@ std::size_t attention_backward_workspace_size(const Exec& exec, const Query& que
                                                      gradients));
 }
 
-/// Gradients of attention_forward, from its results out and lse.  Deterministic: no atomics, every sum in a fixed order.
+/// Gradients of attention_forward, from its results out and lse.  Every sum has a fixed order, unless options.deterministic is false.
 ///
 /// A stretch of the keys, with out and lse of all of them (and query_offset and key_offset where positions count), gives this stretch's
 /// grad_key, grad_value and additive_mask gradient, and its share of grad_query and of the gradients of alibi_slopes and relative_bias,

@@ -286,6 +286,7 @@ std::pair<AttentionProblem, RotaryProblem> check_attention(std::string_view func
       .dropout_seed          = options.dropout.seed,
       .dropout_scale         = dropped < 1 ? static_cast<float>(1 / (1 - dropped)) : 0,
       .packed                = {in.cu_seqlens_q.data, in.cu_seqlens_k.data, sequences},
+      .deterministic         = options.deterministic,
       .aligned_at_end        = !options.query_offset,
       .query_offset          = options.query_offset.value_or(0),
       .key_offset            = options.key_offset};

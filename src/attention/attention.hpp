@@ -53,6 +53,8 @@ struct AttentionProblem {
 
   PackedOffsets packed;
 
+  bool deterministic;  // whether the gradients of queries are to be added up in one order
+
   bool         aligned_at_end;            // no query_offset: i' = i + keys - queries
   std::int64_t query_offset, key_offset;  // numbers of the first query and key in the whole sequences, else 0
 
@@ -87,6 +89,12 @@ struct AttentionProblem {
 /// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3).
 struct PhiloxBlock {
   std::uint32_t word[4];
+
+  /// Word n % 4, by choice: an index would put the words into a GPU's local memory.
+  KOKKOS_INLINE_FUNCTION std::uint32_t of(std::int64_t n) const {
+    const std::uint32_t low = n % 2 == 0 ? word[0] : word[1], high = n % 2 == 0 ? word[2] : word[3];
+    return n % 4 < 2 ? low : high;
+  }
 };
 
 KOKKOS_INLINE_FUNCTION PhiloxBlock philox(std::uint64_t key, std::uint32_t c0, std::uint32_t c1, std::uint32_t c2, std::uint32_t c3) {

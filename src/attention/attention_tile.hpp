@@ -286,7 +286,7 @@ class DropoutRow {
       block_ = key / 4;
       words_ = dropout_words(p_, place_.sequence, place_.head, p_.query_offset + place_.query, block_);
     }
-    return words_.word[key % 4] >= p_.dropout_threshold ? p_.dropout_scale : 0.0f;
+    return words_.of(key) >= p_.dropout_threshold ? p_.dropout_scale : 0.0f;
   }
 
  private:

@@ -197,7 +197,7 @@ KOKKOS_INLINE_FUNCTION int place_in_panel(int query, int column) {
   return column / 8 * 512 + thread * 4 + query % 16 / 8 * 2 + column % 2;
 }
 
-/// Adds the parts up in device memory, each at its turn; one thread.
+/// Adds the parts up in device memory, each at its turn unless the order may differ; one thread.
 template <class Tile>
 __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch) {
   const AttentionProblem& p                        = call.problem;
@@ -206,7 +206,7 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
     ptx::mbarrier_wait(&shared.piece_full[piece_at.slot], piece_at.round);
     const GradientPiece piece = shared.pieces[piece_at.slot];
     ptx::mbarrier_arrive(&shared.piece_empty[piece_at.slot]);
-    if (piece.batch < 0) return;
+    if (piece.batch < 0) return ptx::cp_async_bulk_wait();
     const std::int32_t steps = steps_of(p, piece);
     for (std::int32_t n = 0; n < steps; ++n) {
       const GradientStep step(p, piece, n);
@@ -217,15 +217,17 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
       const auto         turn  = static_cast<std::int32_t>(piece.key_row / Tile::keys - (start + seen.begin) / Tile::keys);
       const std::int64_t at =
           call.plan.slot(piece.batch, p.packed, piece.query_row, piece.sequence, step.first_query / Tile::queries) * p.heads + step.head;
-      while (ptx::ld_acquire(call.plan.turns + at) != turn) __nanosleep(20);
-      ptx::fence_proxy_async_global();
+      if (p.deterministic) {
+        while (ptx::ld_acquire(call.plan.turns + at) != turn) __nanosleep(20);
+        ptx::fence_proxy_async_global();
+      }
       float* to = call.plan.sums + at * Tile::panels * gradient_panel_floats;
       for (int group = 0; group < Tile::groups; ++group) {
         if (!Tile::has_panel(group, n)) continue;
         ptx::mbarrier_wait(&shared.sums_full[group], sums_round[group]);
         sums_round[group] ^= 1;
         const auto* const from = reinterpret_cast<const float*>(scratch + Tile::sums_offset) + group * gradient_panel_floats;
-        if (turn == 0)
+        if (p.deterministic && turn == 0)
           ptx::cp_async_bulk(to, from, gradient_panel_floats * 4);
         else
           ptx::cp_reduce_async_bulk_add(to, from, gradient_panel_floats * 4);
@@ -235,9 +237,11 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
       ptx::cp_async_bulk_wait_read();
       for (int group = 0; group < Tile::groups; ++group)
         if (Tile::has_panel(group, n)) ptx::mbarrier_arrive(&shared.sums_empty[group]);
-      ptx::cp_async_bulk_wait();
-      ptx::fence_proxy_async_global();
-      ptx::st_release(call.plan.turns + at, turn + 1);
+      if (p.deterministic) {
+        ptx::cp_async_bulk_wait();
+        ptx::fence_proxy_async_global();
+        ptx::st_release(call.plan.turns + at, turn + 1);
+      }
     }
   }
 }
@@ -298,10 +302,18 @@ struct AttentionBackwardFunctor {
   }
 };
 
-struct ClearTurns {
-  std::int32_t* turns;
+/// Before the first turn; sums that no first block of keys writes begin with zero.
+struct StartSums {
+  AttentionBackwardPlan plan;
+  std::int64_t          panels;
+  bool                  clear_sums;
 
-  KOKKOS_FUNCTION void operator()(std::int64_t i) const { turns[i] = 0; }
+  KOKKOS_FUNCTION void operator()(const RowPolicy<Kokkos::Cuda>::member_type& team) const {
+    const std::int64_t at = team.league_rank(), floats = panels * gradient_panel_floats;
+    Kokkos::parallel_for(Kokkos::TeamThreadRange(team, clear_sums ? floats : 0),
+                         [&](const std::int64_t i) { plan.sums[at * floats + i] = 0.0f; });
+    Kokkos::single(Kokkos::PerTeam(team), [&] { plan.turns[at] = 0; });
+  }
 };
 
 /// Sums in the order of registers become rows of the gradient of queries; zero where no key was seen.
@@ -320,7 +332,7 @@ struct StoreQueryGradients {
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, p.heads * pairs), [&](const std::int32_t i) {
       const std::int32_t head = i / pairs, column = i % pairs * 2;
       const std::int64_t at   = slot * p.heads + head;
-      const bool         some = s.keys > 0 && plan.turns[at] > 0;
+      const bool         some = s.keys > 0 && (!p.deterministic || plan.turns[at] > 0);
       const float* const from = plan.sums + (at * panels + column / 64) * gradient_panel_floats + place_in_panel(q, column % 64);
       for (int c = 0; c < 2 && column + c < p.head_dim; ++c)
         store_as<Element>(to.is_float, to.data, batch * to.strides[0] + row * to.strides[1] + head * to.strides[2] + column + c,
@@ -361,11 +373,12 @@ void run_scores(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, con
 template <class Element>
 void run_all(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, const void* grad_out, const std::int64_t (&grad_out_strides)[3],
              const GradientOutput& grad_query) {
-  const AttentionProblem& p     = call.problem;
-  const std::int64_t      tiles = p.batch * call.plan.slots * p.heads;
+  const AttentionProblem& p      = call.problem;
+  const std::int64_t      tiles  = p.batch * call.plan.slots * p.heads;
+  const int               panels = gradient_dim(p) / panel_columns;
   if (tiles > 0)
-    Kokkos::parallel_for("Tributary::attention_backward::hopper::clear_turns", ElementPolicy<Kokkos::Cuda>(exec, 0, tiles),
-                         ClearTurns{call.plan.turns});
+    Kokkos::parallel_for("Tributary::attention_backward::hopper::start", RowPolicy<Kokkos::Cuda>(exec, static_cast<int>(tiles), 128),
+                         StartSums{call.plan, panels, !p.deterministic});
   if (call.plan.teams > 0) {
     if (gradient_dim(p) == 64)
       run_scores<Element, 64>(exec, call, grad_out, grad_out_strides);
@@ -375,7 +388,7 @@ void run_all(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, const 
   if (p.batch * p.queries > 0)
     Kokkos::parallel_for("Tributary::attention_backward::hopper::store_queries",
                          RowPolicy<Kokkos::Cuda>(exec, static_cast<int>(p.batch * p.queries), 64),
-                         StoreQueryGradients<Element>{p, call.plan, grad_query, gradient_dim(p) / panel_columns});
+                         StoreQueryGradients<Element>{p, call.plan, grad_query, panels});
 }
 
 }  // namespace

@@ -147,10 +147,9 @@ class GradientScores {
   __device__ void drop(float (&factors)[count], const GradientStep& step) const {
     const AttentionProblem& p = call_.problem;
     for_each(factors, [&](float& factor, int r, int column) {
-      const std::int64_t  key   = p.key_offset + key_of(r);
-      const PhiloxBlock   words = dropout_words(p, piece_.sequence, step.head, p.query_offset + step.first_query + column, key / 4);
-      const std::uint32_t low = key % 2 == 0 ? words.word[0] : words.word[1], high = key % 2 == 0 ? words.word[2] : words.word[3];
-      if ((key % 4 < 2 ? low : high) < p.dropout_threshold) factor = 0.0f;
+      const std::int64_t key   = p.key_offset + key_of(r);
+      const PhiloxBlock  words = dropout_words(p, piece_.sequence, step.head, p.query_offset + step.first_query + column, key / 4);
+      if (words.of(key) < p.dropout_threshold) factor = 0.0f;
     });
   }
 
