@@ -50,7 +50,8 @@ class KokkosEvents {
       if (before().begin_deep_copy) before().begin_deep_copy(to, to_name, to_data, from, from_name, from_data, bytes);
     });
     Tools::set_allocate_data_callback([](SpaceHandle space, const char* name, const void* data, std::uint64_t bytes) {
-      current()->allocations.emplace_back(name);
+      // Kokkos 4 allocates nothing, under a name, with every team policy that wants no scratch in memory.
+      if (bytes > 0) current()->allocations.emplace_back(name);
       current()->allocated_bytes += bytes;
       current()->peak_bytes = std::max(current()->peak_bytes, current()->allocated_bytes);
       if (before().allocate_data) before().allocate_data(space, name, data, bytes);
