@@ -1,0 +1,259 @@
+#include <cstring>
+
+#include "EmulatedAttention.hpp"
+#include "sm90/attention/attention.hpp"
+
+// attention_backward's Hopper kernel under the emulator, from the statistics of the rows on.
+
+namespace TributaryTest::Emulator {
+namespace {
+
+namespace SM90 = Tributary::Impl::SM90;
+
+/// A gradient in double: sums, and what bounds the error of theirs.
+struct Expected {
+  std::vector<double> sum, squares, error;
+
+  explicit Expected(std::int64_t size) : sum(static_cast<std::size_t>(size)), squares(sum), error(sum) {}
+
+  /// Adds factor * numbers; the factor is rounded to the element type, and off by at most `off` before.
+  void add(std::int64_t at, double factor, double off, const std::vector<double>& numbers) {
+    auto to = static_cast<std::size_t>(at);
+    for (const double number : numbers) {
+      sum[to] += factor * number;
+      squares[to] += factor * number * factor * number;
+      error[to++] += off * std::fabs(number);
+    }
+  }
+};
+
+/// One of the gradients that the kernel writes.
+struct Gradient {
+  int                         rows, heads, columns;
+  Strides                     strides;
+  GuardedArray<std::uint16_t> bits;
+  Expected                    expected;
+
+  Gradient(const EmulatedOptions& o, int of_rows, int of_heads, int of_columns)
+      : rows(of_rows),
+        heads(of_heads),
+        columns(of_columns),
+        strides(o.layout, o.batch, rows, heads, columns),
+        bits(strides.size * (o.float_output ? 2 : 1)),
+        expected(std::int64_t{o.batch} * rows * heads * columns) {}
+
+  std::int64_t place(int b, int row, int h) const { return ((std::int64_t{b} * rows + row) * heads + h) * columns; }
+};
+
+class BackwardRun {
+ public:
+  BackwardRun(const EmulatedOptions& options, std::uint64_t stream)
+      : random_(stream),
+        in_(options, random_),
+        o_(in_.o),
+        up_strides_(o_.layout == Layout::heads_outside ? Layout::dense : o_.layout, o_.batch, o_.queries, o_.heads, o_.value_dim),
+        grad_out_(up_strides_.size),
+        lse_(std::int64_t{o_.batch} * o_.heads * o_.queries),
+        shift_(std::int64_t{o_.batch} * o_.heads * o_.queries),
+        share_(std::int64_t{o_.batch} * o_.heads * o_.queries),
+        query_(o_, o_.queries, o_.heads, o_.head_dim),
+        key_(o_, o_.keys, o_.key_heads, o_.head_dim),
+        value_(o_, o_.keys, o_.key_heads, o_.value_dim) {
+    in_.fill(grad_out_, up_strides_, o_.queries, o_.heads, o_.value_dim, 1, 0, random_);
+    for (int i = 0; i < o_.queries && o_.sequences > 0; ++i)
+      for (int h = 0; h < o_.heads && in_.sequence_of(i).queries == 0; ++h)
+        in_.spoil(grad_out_, up_strides_.at(0, i, h), o_.value_dim, random_);
+    for (int b = 0; b < o_.batch; ++b)
+      for (int i = 0; i < o_.queries; ++i)
+        for (int h = 0; h < o_.heads; ++h) expect_row(b, i, h);
+  }
+
+  void run(const Settings& settings) {
+    set(settings);
+    for (const Gradient* const gradient : {&query_, &key_, &value_}) std::fill(gradient->bits.begin(), gradient->bits.end(), untouched);
+    Tributary::AttentionGradients               wanted{};
+    Tributary::Impl::AttentionBackwardArguments arguments{};
+    arguments.gradients = &wanted;
+    arguments.out_type  = o_.type;
+    describe(arguments.grad_out, grad_out_, up_strides_, o_.queries, o_.heads, o_.value_dim);
+    describe(arguments.grad_key, key_.bits, key_.strides, o_.keys, o_.key_heads, o_.head_dim);
+    describe(arguments.grad_value, value_.bits, value_.strides, o_.keys, o_.key_heads, o_.value_dim);
+    const Kokkos::Cuda exec;
+    ASSERT_EQ(SM90::no_attention_backward(exec, in_.problem, {}, arguments), "");
+    Tributary::Impl::WorkspaceLayout counted;
+    SM90::plan_attention_backward(exec, in_.problem, counted);
+    const GuardedArray<std::byte> workspace(static_cast<std::int64_t>(Tributary::Impl::WorkspaceLayout::round_up(counted.size())));
+    std::fill(workspace.begin(), workspace.end(), std::byte{0xff});
+    Tributary::Impl::WorkspaceLayout layout(
+        Tributary::Impl::workspace_base("backward", {workspace.data(), counted.size()}, counted.size()));
+    auto plan = SM90::plan_attention_backward(exec, in_.problem, layout);
+    if (o_.section > 0) plan.section = o_.section;
+    const Tributary::Impl::RowStatistics statistics{lse_.data(), shift_.data(), o_.sink ? share_.data() : nullptr, nullptr};
+    try {
+      SM90::attention_backward(exec, in_.problem, {in_.bucket.data()}, statistics, grad_out_.data(), up_strides_.of, plan, output(query_),
+                               output(key_), output(value_));
+    } catch (const Failure& failure) {
+      FAIL() << failure.what();
+    }
+  }
+
+  void check() const {
+    check("query", query_, in_.problem.scale);
+    check("key", key_, in_.problem.scale);
+    check("value", value_, 1);
+  }
+
+  std::vector<std::uint16_t> bits() const {
+    std::vector<std::uint16_t> all;
+    for (const Gradient* const gradient : {&query_, &key_, &value_}) all.insert(all.end(), gradient->bits.begin(), gradient->bits.end());
+    return all;
+  }
+
+ private:
+  static constexpr std::uint16_t untouched = 0x7fff;
+
+  template <class Tensor>
+  static void describe(Tensor& tensor, const GuardedArray<std::uint16_t>& array, const Strides& strides, int rows, int heads, int columns) {
+    tensor.data = array.data();
+    std::copy_n(std::initializer_list<std::int64_t>{1, rows, heads, columns}.begin(), 4, &tensor.extents[0]);
+    std::copy_n(strides.of, 3, &tensor.strides[0]);
+    tensor.strides[3] = 1;
+  }
+  Tributary::Impl::GradientOutput output(const Gradient& gradient) const {
+    const auto& strides = gradient.strides.of;
+    return {gradient.bits.data(), o_.float_output, {strides[0], strides[1], strides[2]}};
+  }
+
+  /// The row's statistics, as the kernel gets them, and its part of the gradients.
+  void expect_row(int b, int i, int h) {
+    const auto         row = in_.row_of(b, i, h);
+    const std::int64_t at  = in_.statistic(b, i, h);
+    const int          kh  = in_.key_head(h);
+    lse_[at]               = row.some() ? static_cast<float>(row.log_sum_exp) : std::numeric_limits<float>::infinity();
+    share_[at]             = !row.some() ? 0 : o_.sink ? static_cast<float>(1 / (1 + std::exp(in_.sink[h] - double{lse_[at]}))) : 1;
+    shift_[at]             = 0;
+    if (!row.some()) return;
+    const auto          upstream = in_.row(grad_out_, up_strides_.at(b, i, h), o_.value_dim);
+    const auto          query    = in_.row(in_.query, in_.query_strides.at(b, i, h), o_.head_dim);
+    const double        share    = share_[at];
+    std::vector<double> weight, product, absolute;  // product = gradient of the output . value
+    double              delta = 0;
+    for (std::size_t j = 0; j < row.score.size(); ++j) {
+      weight.push_back(std::exp(row.score[j] - lse_[at]));
+      product.push_back(0);
+      absolute.push_back(0);
+      if (weight[j] == 0) continue;
+      const auto value = in_.row(in_.value, in_.value_strides.at(b, row.sequence.first_key + static_cast<int>(j), kh), o_.value_dim);
+      for (std::size_t d = 0; d < value.size(); ++d) {
+        product[j] += upstream[d] * value[d];
+        absolute[j] += std::fabs(upstream[d] * value[d]);
+      }
+      delta += weight[j] * share * row.factor[j] * product[j];
+    }
+    shift_[at]         = static_cast<float>(share * delta - random_.normal());  // the last one: gradient of lse
+    const double shift = shift_[at];
+    for (std::size_t j = 0; j < row.score.size(); ++j) {
+      if (std::isinf(row.score[j])) continue;
+      const int    key_row = row.sequence.first_key + static_cast<int>(j);
+      const double kept = share * row.factor[j], inner = kept * product[j] - shift;
+      const double of_score = weight[j] * inner * row.slope[j];
+      const double exponent = 3e-5 + 2e-7 * std::fabs(row.score[j]);  // error of the score
+      const double off      = weight[j] * (kept * absolute[j] + std::fabs(shift)) * 6e-6 + std::fabs(of_score) * exponent +
+                         (o_.softcap > 0 ? weight[j] * std::fabs(inner) * 3e-6 : 0) + in_.tiny();
+      const double of_weight = weight[j] * kept;
+      query_.expected.add(query_.place(b, i, h), of_score, off, in_.row(in_.key, in_.key_strides.at(b, key_row, kh), o_.head_dim));
+      key_.expected.add(key_.place(b, key_row, kh), of_score, off, query);
+      value_.expected.add(value_.place(b, key_row, kh), of_weight, of_weight * exponent + in_.tiny() * row.factor[j], upstream);
+    }
+  }
+
+  void check(const char* name, const Gradient& gradient, double factor) const {
+    const double    largest  = o_.type == ElementType::bfloat16 ? 3e38 : 65504;
+    const Expected& expected = gradient.expected;
+    for (int b = 0; b < o_.batch; ++b)
+      for (int row = 0; row < gradient.rows; ++row)
+        for (int h = 0; h < gradient.heads; ++h)
+          for (int d = 0; d < gradient.columns; ++d) {
+            const auto   n    = static_cast<std::size_t>(gradient.place(b, row, h) + d);
+            const double want = expected.sum[n] * factor;
+            if (!o_.float_output && std::fabs(want) > largest) continue;
+            // Factors are rounded to the element type, independently of each other.
+            const double tolerance = std::fabs(factor) * (4 * in_.unit() * std::sqrt(expected.squares[n]) + expected.error[n]) +
+                                     (o_.float_output ? 0 : in_.unit() * std::fabs(want) + in_.tiny()) + 1e-30;
+            ASSERT_NEAR(in_.stored(gradient.bits.data(), o_.float_output, gradient.strides.at(b, row, h, d)), want, tolerance)
+                << "gradient of " << name << ", batch " << b << " row " << row << " head " << h << " column " << d;
+          }
+  }
+
+  Random                      random_;
+  AttentionData               in_;
+  const EmulatedOptions&      o_;
+  Strides                     up_strides_;
+  GuardedArray<std::uint16_t> grad_out_;
+  GuardedArray<float>         lse_, shift_, share_;
+  Gradient                    query_, key_, value_;
+};
+
+void run_and_check(const EmulatedOptions& options, std::uint64_t stream) {
+  SCOPED_TRACE("TRIBUTARY_TEST_SEED=" + std::to_string(test_seed()) + " case " + std::to_string(stream) + ": " +
+               testing::PrintToString(options));
+  BackwardRun run(options, stream);
+  run.run(Settings::of(stream, options.processors));
+  if (!testing::Test::HasFailure()) run.check();
+}
+
+TEST(AttentionBackwardEmulated, EveryTile) {
+  std::uint64_t stream = 0;
+  for (const auto& [head_dim, value_dim] : {std::pair{64, 64}, {128, 128}, {64, 128}})
+    for (const ElementType type : {ElementType::float16, ElementType::bfloat16})
+      for (const int kind : {0, 1, 2}) {  // plain, causal, biased
+        EmulatedOptions options{.type = type, .queries = 130, .keys = 200, .heads = 2, .head_dim = head_dim, .value_dim = value_dim};
+        options.right        = kind == 1 ? 0 : -1;
+        options.alibi        = kind == 2;
+        options.float_output = true;
+        options.processors   = 1 + static_cast<int>(stream % 4);
+        run_and_check(options, ++stream);
+        if (HasFailure()) return;
+      }
+}
+
+TEST(AttentionBackwardEmulated, RandomOptions) {
+  const std::vector<std::pair<int, int>> dims    = {{64, 64}, {128, 128}, {40, 40}, {96, 40}, {8, 120}, {64, 7}, {5, 3}, {127, 127}};
+  const std::vector<int>                 lengths = {1, 2, 15, 63, 64, 65, 100, 127, 128, 129, 191, 193, 256, 257};
+  for (std::uint64_t stream = 1000; stream < 1000 + 120; ++stream) {
+    Random          random(stream);
+    EmulatedOptions options = EmulatedOptions::any(random, dims, lengths);
+    options.deterministic   = !random.one_in(5);
+    run_and_check(options, stream);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(AttentionBackwardEmulated, PackedSequencesAndHiddenKeysWithoutNumbers) {
+  for (std::uint64_t stream = 2000; stream < 2000 + 12; ++stream) {
+    EmulatedOptions options{.queries = 150, .keys = 260, .heads = 4, .key_heads = 2};
+    options.sequences = stream % 2 == 0 ? 5 : 0;
+    options.key_keep  = stream % 3 != 0;
+    options.right     = stream % 5 == 0 ? 0 : -1;
+    options.head_dim = options.value_dim = stream % 4 == 0 ? 128 : 64;
+    options.processors                   = 3;
+    run_and_check(options, stream);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(AttentionBackwardEmulated, SameBitsOnEverySchedule) {
+  EmulatedOptions options{.queries = 150, .keys = 400, .heads = 2, .sequences = 3, .float_output = true};
+  BackwardRun     run(options, 3000);
+  run.run(Settings::of(0, 1));
+  ASSERT_FALSE(HasFailure());
+  const auto first = run.bits();
+  for (std::uint64_t seed = 1; seed < 90; seed += 7) {
+    run.run(Settings::of(seed, 1 + static_cast<int>(seed % 6)));
+    ASSERT_FALSE(HasFailure());
+    ASSERT_TRUE(run.bits() == first) << "TRIBUTARY_TEST_SEED=" << test_seed() << ", schedule of seed " << seed;
+  }
+}
+
+}  // namespace
+}  // namespace TributaryTest::Emulator

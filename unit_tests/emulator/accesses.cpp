@@ -1,0 +1,87 @@
+#include "machine.hpp"
+
+// Ordinary loads and stores of shared memory.  Kernels are compiled with -fsanitize=thread, but linked with the functions below in the
+// sanitizer's stead.  Refused are accesses to what a copy is writing, stores to what a copy or a product may still read, and accesses to
+// another team's memory or beyond the scratch; words that were written without a proxy fence are remembered.
+
+namespace TributaryTest::Emulator {
+
+void require_no_box(const Team& team, const Range& range, const char* what) {
+  for (const BoxCopy& box : machine.boxes)
+    if (box.team == team.member.rank && box.to.meets(range)) fail(what, " touches +", range.begin - team.base, ", which a copy is writing");
+}
+
+void require_no_reader(const Team& team, const Range& range, const char* what) {
+  for (std::size_t w = 0; w < team.warps.size(); ++w)
+    for (const IssuedProduct& product : team.warps[w]->products)
+      for (const Range& read : product.reads)
+        if (read.meets(range)) fail(what, " writes +", range.begin - team.base, ", which a product of warp ", w, " may read");
+  for (const BulkCopy& copy : machine.bulk_copies)
+    if (copy.lane->team == team.member.rank && !copy.read && copy.from.meets(range))
+      fail(what, " writes +", range.begin - team.base, ", which a bulk copy reads");
+}
+
+void require_fenced(const Team& team, const Range& range, const char* what) {
+  for (std::uint32_t word = (range.begin - team.base) / 4; word < (range.end - team.base) / 4; ++word)
+    if (team.writer[word] != 0)
+      fail(what, " touches +", word * 4, ", which thread ", team.writer[word] - 1, " wrote without a proxy fence");
+}
+
+void fence_proxy_async() {
+  ++machine.counts.proxy_fences;
+  Lane& lane   = *machine.lane;
+  auto& writer = machine.team(lane).writer;
+  for (const int word : lane.unfenced)
+    if (std::uint16_t& of_word = writer[static_cast<std::size_t>(word)]; of_word == thread_of_team() + 1) of_word = 0;
+  lane.unfenced.clear();
+}
+
+namespace {
+
+void access(const void* pointer, long bytes, bool writes) {
+  if (machine.lane == nullptr) return;
+  const auto in_memory = static_cast<const unsigned char*>(pointer) - machine.memory;
+  if (in_memory < 0 || in_memory >= static_cast<long>(machine.teams.size()) * largest_scratch) return;
+  Lane&      lane   = *machine.lane;
+  Team&      team   = machine.team(lane);
+  const long offset = static_cast<const unsigned char*>(pointer) - team.memory;
+  if (offset < 0 || offset >= largest_scratch) fail("an access to another team's shared memory");
+  if (offset + bytes > team.bytes) fail("an access beyond the scratch");
+  const Range range{team.base + static_cast<std::uint32_t>(offset), team.base + static_cast<std::uint32_t>(offset + bytes)};
+  require_no_box(team, range, writes ? "a store" : "a load");
+  if (!writes) return;
+  require_no_reader(team, range, "a store");
+  const auto thread = static_cast<std::uint16_t>(thread_of_team() + 1);
+  for (long word = offset / 4; word < (offset + bytes + 3) / 4; ++word) {
+    std::uint16_t& writer = team.writer[static_cast<std::size_t>(word)];
+    if (writer == thread) continue;
+    writer = thread;
+    lane.unfenced.push_back(static_cast<int>(word));
+  }
+}
+
+}  // namespace
+}  // namespace TributaryTest::Emulator
+
+// What the compiler calls; names are the sanitizer's.
+extern "C" {
+// NOLINTBEGIN
+#define TRIBUTARY_ACCESSES(bytes)                                                                    \
+  void __tsan_read##bytes(void* at) { TributaryTest::Emulator::access(at, bytes, false); }           \
+  void __tsan_write##bytes(void* at) { TributaryTest::Emulator::access(at, bytes, true); }           \
+  void __tsan_unaligned_read##bytes(void* at) { TributaryTest::Emulator::access(at, bytes, false); } \
+  void __tsan_unaligned_write##bytes(void* at) { TributaryTest::Emulator::access(at, bytes, true); }
+TRIBUTARY_ACCESSES(1)
+TRIBUTARY_ACCESSES(2)
+TRIBUTARY_ACCESSES(4)
+TRIBUTARY_ACCESSES(8)
+TRIBUTARY_ACCESSES(16)
+void __tsan_read_range(void* at, unsigned long bytes) { TributaryTest::Emulator::access(at, static_cast<long>(bytes), false); }
+void __tsan_write_range(void* at, unsigned long bytes) { TributaryTest::Emulator::access(at, static_cast<long>(bytes), true); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void*, void*) {}
+void __tsan_vptr_read(void*) {}
+// NOLINTEND
+}

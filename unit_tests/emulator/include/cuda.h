@@ -1,0 +1,4 @@
+#pragma once
+#include "instructions.hpp"
+
+using CUtensorMap = TributaryTest::Emulator::TensorMap;

@@ -1,0 +1,9 @@
+#pragma once
+#include "instructions.hpp"
+
+namespace Tributary::Impl::SM90::ptx {
+
+using TributaryTest::Emulator::ld_acquire;
+using TributaryTest::Emulator::st_release;
+
+}  // namespace Tributary::Impl::SM90::ptx

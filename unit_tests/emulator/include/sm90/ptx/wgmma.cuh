@@ -1,0 +1,39 @@
+#pragma once
+#include <cstdint>
+#include <type_traits>
+
+#include "Tributary_Types.hpp"
+#include "instructions.hpp"
+#include "sm90/ptx/descriptor.cuh"
+
+namespace Tributary::Impl::SM90::ptx {
+
+using TributaryTest::Emulator::wgmma_commit_group;
+using TributaryTest::Emulator::wgmma_fence;
+
+template <int Pending>
+void wgmma_wait_group() {
+  TributaryTest::Emulator::wgmma_wait_group(Pending);
+}
+template <int Count>
+void pin(float (&d)[Count]) {
+  TributaryTest::Emulator::pin(d);
+}
+
+template <class Element, int N, TributaryTest::Emulator::Operands TheOperands>
+struct EmulatedWgmma {
+  static void issue(float (&d)[N / 2], std::uint64_t a, std::uint64_t b, bool accumulate) {
+    TributaryTest::Emulator::wgmma_issue({N, TheOperands, std::is_same_v<Element, bfloat16_t>, accumulate, a, b}, d, nullptr);
+  }
+  static void issue(float (&d)[N / 2], const std::uint32_t* a, std::uint64_t b) {
+    TributaryTest::Emulator::wgmma_issue({N, TheOperands, std::is_same_v<Element, bfloat16_t>, true, 0, b}, d, a);
+  }
+};
+template <class Element, int N>
+using Wgmma = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::rows>;
+template <class Element, int N>
+using WgmmaAcross = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::across>;
+template <class Element, int N>
+using WgmmaRegisterA = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::register_a>;
+
+}  // namespace Tributary::Impl::SM90::ptx
