@@ -296,17 +296,24 @@ class Collector {
   RingPosition<Tile::score_slots> at_;
 };
 
+/// What the warp's first lane reads of a word that other warps change: lanes of their own might see different moments.
+template <class Word>
+__device__ Word first_lanes(const Word& word) {
+  return __shfl_sync(0xffffffffu, const_cast<const volatile Word&>(word), 0);
+}
+
 /// The warp that raises thresholds: the highest bin edge that k counted entries reach.  A score in a lower bin loses against k others
 /// whatever its index, since bins never fall as scores rise; that a threshold comes late only admits too much.
 template <class Tile>
 __device__ void raise_thresholds(const IndexerCall& call, SharedState<Tile>& shared, const unsigned char* scratch, int lane) {
   const int k = static_cast<int>(call.output.top_k);
-  while (*reinterpret_cast<volatile std::int32_t*>(&shared.collectors_left) > 0) {
+  while (first_lanes(shared.collectors_left) > 0) {
     for (int row = 0; row < Tile::queries; ++row) {
-      const std::uint64_t before = *reinterpret_cast<volatile std::uint64_t*>(&shared.rejected[row]);
+      const std::uint64_t before = first_lanes(reinterpret_cast<const std::uint64_t&>(shared.rejected[row]));
       const auto          known  = Kokkos::bit_cast<RejectedScore>(before);
       if (known.epoch < 0) continue;
       __threadfence_block();
+      __syncwarp();  // every lane reads its bins after the epoch
       const auto* const bins = reinterpret_cast<const std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins;
       const int         bin  = BinCounts(bins, lane).find(k, lane).bin;
       const float       edge = shared.rows[row].window.edge(bin);

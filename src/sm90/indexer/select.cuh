@@ -123,8 +123,8 @@ __device__ Entry kth_entry(const Entry* entries, int count, int k, std::uint32_t
       clear_bins(bins, lane);
       return low;
     }
-    const Entry last = low + ((Entry{1} << shift) - 1);
-    high             = last < high ? last : high;
+    const Entry span = (Entry{1} << shift) - 1;  // low + span may be past 2^64
+    high             = high - low > span ? low + span : high;
   }
 }
 
