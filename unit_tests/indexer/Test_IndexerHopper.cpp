@@ -202,6 +202,30 @@ TEST_F(IndexerHopper, NanAndInfinity) {
     EXPECT_TRUE(same_rows(IndexerCall<float8_e4m3_t>(level, in).topk(k), expected_indexer_topk(expected, {}, 5000, k)));
 }
 
+TEST_F(IndexerHopper, ScoresUpToInfinityBesideNegativeOnes) {
+  SCOPED_TRACE(seed_text());
+  Random             random(15);
+  const float        weight = 0x1p120f;  // 2^8 times it is infinite
+  const IndexerShape shape{1, 9, 700, 64, 128};
+  auto               in = integer_inputs<bfloat16_t>(random, shape);
+  for (auto* values : {&in.query.values, &in.key.values}) std::fill(values->begin(), values->end(), bfloat16_t(0.0f));
+  std::fill(in.weights.values.begin(), in.weights.values.end(), 0.0f);
+  for (std::int64_t t = 0; t < 9; ++t)
+    for (const int head : {0, 1}) {
+      in.query(0, t, head, head) = bfloat16_t(1.0f);
+      in.weights(0, t, head)     = head == 0 ? weight : -weight;
+    }
+  for (std::int64_t s = 0; s < 700; ++s)
+    in.key(0, s, random.integer(0, 3) == 0 ? 1 : 0) =
+        bfloat16_t(random.any_of(std::vector<float>{0.0f, 1.0f, 100.0f, 128.0f, 150.0f, 200.0f, 255.0f, 256.0f}));
+  const auto scores = expected_scores(in, {}, 700);
+  for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index})
+    for (const std::int64_t k : {1, 16, 33, 100, 300, 512})
+      EXPECT_TRUE(
+          same_rows(IndexerCall<bfloat16_t>(level, in, {}, {.order = order}).topk(k), expected_indexer_topk(scores, {}, 700, k, order)))
+          << "k " << k;
+}
+
 TEST_F(IndexerHopper, ScoresAreCloseToTheFormula) {
   for (const auto& [heads, head_dim] : dimensions)
     for (const Mask& mask : {Mask{}, Mask{.ratio = 1, .query_offset = 60}}) {
