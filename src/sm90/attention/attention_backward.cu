@@ -1,6 +1,7 @@
 #include "sm90/attention/attention.hpp"
 #include "sm90/attention/gradient_load.cuh"
 #include "sm90/attention/gradient_scores.cuh"
+#include "sm90/prepare.cuh"
 #include "sm90/ptx/global.cuh"
 #include "sm90/ptx/wgmma.cuh"
 
@@ -44,7 +45,7 @@ class Differentiator {
     for (int i = 0; i < sums; ++i) grad_key[i] = grad_value[i] = 0.0f;
     const std::int32_t steps = steps_of(call_.problem, piece);
     if (steps > 0) {
-      ptx::mbarrier_wait(call_.cleans() ? &shared_.keys_clean : &shared_.keys_full, keys_round_);
+      ptx::mbarrier_wait(has_rows_to_clean(call_.problem) ? &shared_.keys_clean : &shared_.keys_full, keys_round_);
       keys_round_ ^= 1;
     }
 #pragma unroll 1
@@ -52,7 +53,8 @@ class Differentiator {
       const GradientStep step(call_.problem, piece, n);
       float              scores[Tile::queries / 2], gradients[Tile::queries / 2];
       std::uint32_t      weights[Tile::queries / 4], of_scores[Tile::queries / 4];
-      ptx::mbarrier_wait(call_.cleans() ? &shared_.queries_clean[stage_.slot] : &shared_.queries_full[stage_.slot], stage_.round);
+      ptx::mbarrier_wait(has_rows_to_clean(call_.problem) ? &shared_.queries_clean[stage_.slot] : &shared_.queries_full[stage_.slot],
+                         stage_.round);
       __syncwarp();  // wgmma wants whole warps
       multiply_rows(scores, Tile::keys_offset, Tile::queries_offset);
       multiply_rows(gradients, Tile::values_offset, Tile::grad_out_offset);
@@ -271,7 +273,7 @@ struct AttentionBackwardFunctor {
       ptx::setmaxnreg_dec<Tile::other_registers>();
       if (warp == Tile::math_warps)
         GradientLoader<Tile>(call, shared, scratch, lane).run();
-      else if (warp == Tile::math_warps + 1 && call.cleans())
+      else if (warp == Tile::math_warps + 1 && has_rows_to_clean(call.problem))
         clean_tiles<Tile>(call, shared, scratch, lane);
       else if (warp == Tile::math_warps + 2 && lane == 0)
         add_queries<Tile>(call, shared, scratch);
@@ -296,7 +298,7 @@ struct AttentionBackwardFunctor {
     }
     for (int i = 0; i < 2; ++i) {
       ptx::mbarrier_init(&shared.piece_full[i], 1);
-      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + 1 + (call.cleans() ? 1 : 0));
+      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + 1 + (has_rows_to_clean(call.problem) ? 1 : 0));
     }
     ptx::fence_mbarrier_init();
   }

@@ -3,6 +3,7 @@
 #include "sm90/attention/attention.hpp"
 #include "sm90/attention/load.cuh"
 #include "sm90/attention/softmax.cuh"
+#include "sm90/prepare.cuh"
 #include "sm90/ptx/wgmma.cuh"
 
 // O = softmax(x) V, tiles of queries against a stream of tiles of keys and values.
@@ -25,7 +26,7 @@ class Attender {
         group_(warp / 4),
         warp_row_(warp * 16),
         lane_(lane),
-        cleans_(call.cleans_values()),
+        cleans_(has_rows_to_clean(call.problem)),
         query_(ptx::matrix_descriptor<128>(ptx::shared_address(scratch) + static_cast<std::uint32_t>(warp / 4 * Tile::query_bytes))),
         key_(ptx::matrix_descriptor<128>(ptx::shared_address(scratch + Tile::keys_offset))),
         value_(ptx::transposed_descriptor(ptx::shared_address(scratch + Tile::values_offset), Tile::key_panel_bytes)) {}
@@ -195,7 +196,7 @@ struct AttentionForwardFunctor {
     } else {
       ptx::setmaxnreg_dec<Tile::other_registers>();
       if (warp == Tile::math_warps && lane == 0) AttentionLoader<Tile>(call, shared, scratch).run(team.league_rank(), team.league_size());
-      if (warp == Tile::math_warps + 1 && call.cleans_values()) clean_values<Tile>(call, shared, scratch, lane);
+      if (warp == Tile::math_warps + 1 && has_rows_to_clean(call.problem)) clean_values<Tile>(call, shared, scratch, lane);
     }
     exit_thread();
   }
@@ -212,7 +213,7 @@ struct AttentionForwardFunctor {
     }
     for (int i = 0; i < 2; ++i) {
       ptx::mbarrier_init(&shared.piece_full[i], 1);
-      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + (call.cleans_values() ? 1 : 0));
+      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + (has_rows_to_clean(call.problem) ? 1 : 0));
     }
     ptx::fence_mbarrier_init();
   }

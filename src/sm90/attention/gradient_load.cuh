@@ -44,13 +44,11 @@ class GradientLoader {
     }
     const AttentionProblem& p = call_.problem;
     const PackedOffsets     by_key{p.packed.cu_seqlens_k, p.packed.cu_seqlens_q, p.packed.sequences};
-    const std::int64_t      items = call_.items(), pairs = p.batch * p.key_heads, in_section = call_.plan.section * call_.plan.blocks;
+    const std::int64_t      items = call_.items(), pairs = p.batch * p.key_heads;
     const bool              ascending = sequences_ascend();
     // Blocks of keys are drawn in order, by teams that run: what one waits for is being worked on.
     for (std::int64_t item = draw(); item < items; item = draw()) {
-      const std::int64_t first_pair = item / in_section * call_.plan.section, left = pairs - first_pair;
-      const std::int64_t section = left < call_.plan.section ? left : call_.plan.section;
-      const std::int64_t block = item % in_section / section, pair = first_pair + item % in_section % section;
+      const auto [block, pair] = SectionItem(item, pairs, call_.plan.blocks, call_.plan.section);
       const std::int64_t begin = block * Tile::keys, end = begin + Tile::keys < p.keys ? begin + Tile::keys : p.keys;
       for (std::int64_t row = begin; row < end;) {
         Segment k = by_key.segment(pair / p.key_heads, row, end, p.keys, p.queries);
@@ -148,16 +146,6 @@ class GradientLoader {
   RingPosition<Tile::stages>   stage_;
   std::uint32_t                keys_round_ = 0;
 };
-
-/// Zeroes rows of a tile in shared memory; a warp.
-template <class IsRow>
-__device__ void clean_rows(unsigned char* tile, int rows, int panels, int lane, const IsRow& is_row) {
-  for (int r = lane; r < rows; r += 32) {
-    if (is_row(r)) continue;
-    for (int panel = 0; panel < panels; ++panel)
-      for (int i = 0; i < panel_row_bytes / 16; ++i) reinterpret_cast<uint4*>(tile + (panel * rows + r) * panel_row_bytes)[i] = uint4{};
-  }
-}
 
 /// A warp: follows the loader and zeroes rows that do not take part, since a weight of zero does not hide what is no number.
 template <class Tile>

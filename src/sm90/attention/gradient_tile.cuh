@@ -61,9 +61,6 @@ struct AttentionBackwardCall {
 
   __device__ const GradientMaps* maps() const { return static_cast<const GradientMaps*>(plan.maps); }
   __device__ std::int64_t items() const { return problem.batch * problem.key_heads * plan.blocks; }
-  /// Whether rows must be zeroed before they are multiplied with zeros: those that key_keep hides, and the next sequence's, may hold
-  /// anything.
-  __device__ bool cleans() const { return problem.key_keep != nullptr || problem.packed.cu_seqlens_q != nullptr; }
 };
 
 /// Keys of one head in one sequence, at most a tile's, and the tiles of queries that see them: all of these of one query head, then of

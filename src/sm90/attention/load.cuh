@@ -40,13 +40,12 @@ class AttentionLoader {
     ptx::fence_proxy_tensormap(&call_.maps()->key);
     ptx::fence_proxy_tensormap(&call_.maps()->value);
     const AttentionProblem& p     = call_.problem;
-    const std::int64_t      items = call_.items(), pairs = p.batch * p.heads, in_section = call_.plan.section * call_.plan.blocks;
+    const std::int64_t      items = call_.items(), pairs = p.batch * p.heads;
     // A team's first item is its own number, the next ones come from the queue.
     for (std::int64_t item = team; item < items; item = teams + static_cast<std::int64_t>(atomicAdd(call_.plan.next_item, 1))) {
-      const std::int64_t first_pair = item / in_section * call_.plan.section, left = pairs - first_pair;
-      const std::int64_t section = left < call_.plan.section ? left : call_.plan.section;
+      const SectionItem at(item, pairs, call_.plan.blocks, call_.plan.section);
       // Causal: the last rows have the most keys, they go first.
-      const std::int64_t block = call_.plan.blocks - 1 - item % in_section / section, pair = first_pair + item % in_section % section;
+      const std::int64_t block = call_.plan.blocks - 1 - at.block, pair = at.pair;
       const std::int64_t begin = block * Tile::rows, end = begin + Tile::rows < p.queries ? begin + Tile::rows : p.queries;
       for (std::int64_t row = begin; row < end;) {
         const Segment segment = p.packed.segment(pair / p.heads, row, end, p.queries, p.keys);
@@ -122,15 +121,11 @@ __device__ void clean_values(const AttentionForwardCall& call, AttentionShared<T
     if (piece.batch < 0) return;
     for (int n = 0; n < piece.key_tiles; ++n, at.next()) {
       ptx::mbarrier_wait(&shared.value_full[at.slot], at.round);
-      unsigned char* const values = scratch + Tile::values_offset + at.slot * Tile::value_bytes;
-      for (int r = lane; r < Tile::keys; r += 32) {
-        const std::int32_t key = (piece.last_tile - n) * Tile::keys + r;
-        if (key < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.first_key + key] != 0))
-          continue;
-        for (int panel = 0; panel < Tile::value_dim / panel_columns; ++panel)
-          for (int i = 0; i < panel_row_bytes / 16; ++i)
-            reinterpret_cast<uint4*>(values + panel * Tile::key_panel_bytes + r * panel_row_bytes)[i] = uint4{};
-      }
+      clean_rows(
+          scratch + Tile::values_offset + at.slot * Tile::value_bytes, Tile::keys, Tile::value_dim / panel_columns, lane, [&](int r) {
+            const std::int32_t key = (piece.last_tile - n) * Tile::keys + r;
+            return key < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.first_key + key] != 0);
+          });
       ptx::fence_proxy_async();
       __syncwarp();
       if (lane == 0) ptx::mbarrier_arrive(&shared.value_clean[at.slot]);

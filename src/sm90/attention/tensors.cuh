@@ -67,23 +67,33 @@ inline bool plain_scores(const AttentionProblem& p) {
          p.keep == nullptr && !p.has_dropout && p.scale > 1e-20f && p.scale < 1e20f;
 }
 
-/// Puts maps where the kernel finds them, also in a graph that is replayed, and empties the queue of work items.
-template <class Maps>
-struct PrepareMaps {
-  Maps          maps;
-  Maps*         to;
-  std::int32_t* next_item;
+/// Whether rows must be zeroed before they are multiplied with weights of zero: those that key_keep hides, and the next sequence's, may
+/// hold anything.
+KOKKOS_INLINE_FUNCTION bool has_rows_to_clean(const AttentionProblem& p) {
+  return p.key_keep != nullptr || p.packed.cu_seqlens_q != nullptr;
+}
 
-  KOKKOS_FUNCTION void operator()(int) const {
-    *to        = maps;
-    *next_item = 0;
+/// Zeroes the rows of a tile in shared memory for which is_row(r) does not hold; a warp.
+template <class IsRow>
+__device__ void clean_rows(unsigned char* tile, int rows, int panels, int lane, const IsRow& is_row) {
+  for (int r = lane; r < rows; r += 32) {
+    if (is_row(r)) continue;
+    for (int panel = 0; panel < panels; ++panel)
+      for (int i = 0; i < panel_row_bytes / 16; ++i) reinterpret_cast<uint4*>(tile + (panel * rows + r) * panel_row_bytes)[i] = uint4{};
+  }
+}
+
+/// Where item `number` of a queue lies: the pairs of batch entry and head are worked on section by section, in each block after block.
+struct SectionItem {
+  std::int64_t block, pair;
+
+  __device__ SectionItem(std::int64_t number, std::int64_t pairs, std::int64_t blocks, std::int64_t section) {
+    const std::int64_t first = number / (section * blocks) * section, in_section = number % (section * blocks);
+    const std::int64_t here = pairs - first < section ? pairs - first : section;
+    block                   = in_section / here;
+    pair                    = first + in_section % here;
   }
 };
-
-template <class Maps>
-void prepare_maps(const char* label, const Kokkos::Cuda& exec, const Maps& maps, void* to, std::int32_t* next_item) {
-  Kokkos::parallel_for(label, ElementPolicy<Kokkos::Cuda>(exec, 0, 1), PrepareMaps<Maps>{maps, static_cast<Maps*>(to), next_item});
-}
 
 /// Two numbers as the tensor cores take them, the first one in the lower half.
 template <class Element>

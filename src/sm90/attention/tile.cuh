@@ -62,9 +62,6 @@ struct AttentionForwardCall {
 
   __device__ const AttentionMaps* maps() const { return static_cast<const AttentionMaps*>(plan.maps); }
   __device__ std::int64_t items() const { return problem.batch * problem.heads * plan.blocks; }
-  /// Whether rows of values must be zeroed before they are multiplied with weights of zero: rows that key_keep hides, and the next
-  /// sequence's, may hold anything.
-  __device__ bool cleans_values() const { return problem.key_keep != nullptr || problem.packed.cu_seqlens_q != nullptr; }
 };
 
 /// Query rows of one head in one sequence, at most a tile's, and the key tiles that they see.

@@ -7,6 +7,7 @@
 #include "sm90/indexer/emit.cuh"
 #include "sm90/indexer/load.cuh"
 #include "sm90/indexer/score.cuh"
+#include "sm90/prepare.cuh"
 #include "sm90/tensor_map.hpp"
 
 // Scores of tiles of queries against a stream of key tiles, and the k best keys of every query.
@@ -145,18 +146,6 @@ struct IndexerFunctor {
   }
 };
 
-/// Puts what changes from call to call where the kernel finds it, also in a graph that is replayed.
-struct PrepareFunctor {
-  TensorMaps    maps;
-  TensorMaps*   to;
-  std::int32_t* next_item;
-
-  KOKKOS_FUNCTION void operator()(int) const {
-    *to        = maps;
-    *next_item = 0;
-  }
-};
-
 template <class Tile>
 void run(const char* label, const Kokkos::Cuda& exec, const IndexerCall& call) {
   const IndexerProblem& p     = call.problem;
@@ -169,9 +158,7 @@ void run(const char* label, const Kokkos::Cuda& exec, const IndexerCall& call) {
            .key   = tensor_map<3>(
           p.type, p.keys > 0 ? p.key : p.query,
           {.extents = {p.head_dim, p.keys, p.batch}, .strides = {p.key_strides[1], p.key_strides[0]}, .box = {panel, Tile::keys, 1}})};
-  using One = Kokkos::RangePolicy<Kokkos::Cuda, Kokkos::Experimental::WorkItemProperty::HintLightWeight_t>;
-  Kokkos::parallel_for("Tributary::indexer::hopper::prepare", One(exec, 0, 1),
-                       PrepareFunctor{maps, static_cast<TensorMaps*>(call.plan.maps), call.plan.next_item});
+  prepare_maps("Tributary::indexer::hopper::prepare", exec, maps, call.plan.maps, call.plan.next_item);
   launch_teams<team_threads, 1>(label, exec, call.plan.teams, Tile::scratch_bytes, IndexerFunctor<Tile>{call});
 }
 
