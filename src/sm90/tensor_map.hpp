@@ -22,4 +22,19 @@ struct TensorShape {
 template <int Rank>
 CUtensorMap tensor_map(ElementType type, const void* base, const TensorShape<Rank>& shape);
 
+/// Whether the copy engine, and stores of whole vectors, can take a tensor of these extents and strides, all but the fastest dimension's.
+template <int Count>
+bool multiple_of_16_bytes(const void*  base, const std::int64_t (&extents)[Count], const std::int64_t (&strides)[Count],
+                          std::int64_t element_size) {
+  // A View without elements may have strides of 0; nothing of it is touched.
+  for (const std::int64_t extent : extents)
+    if (extent == 0) return true;
+  if (reinterpret_cast<std::uintptr_t>(base) % 16 != 0) return false;
+  for (int d = 0; d < Count; ++d) {
+    const std::int64_t bytes = strides[d] * element_size;
+    if (extents[d] > 1 && (bytes <= 0 || bytes % 16 != 0 || bytes >= std::int64_t{1} << 40)) return false;
+  }
+  return true;
+}
+
 }  // namespace Tributary::Impl::SM90

@@ -51,18 +51,24 @@ class AttentionHopper : public HopperTest {
 const std::vector<std::int64_t> edges = {1, 63, 64, 65, 127, 128, 129, 175, 176, 177, 191, 192, 193, 400};
 
 template <class Element>
+AttentionCase<Element> case_of_edges(Random& random, std::int64_t head_dim, std::int64_t value_dim) {
+  AttentionCase<Element> in(
+      {random.integer(1, 2), random.any_of(edges), random.any_of(edges), 2, random.integer(1, 2), head_dim, value_dim}, random);
+  in.options.causal = random.coin();
+  if (random.coin()) in.options.window_left = random.integer(0, 200);
+  if (random.coin()) in.options.window_right = random.integer(0, 200);
+  if (random.coin()) in.sink = Array<float, 1>({2}, 0.5f);
+  return in;
+}
+
+template <class Element>
 void head_dimensions_and_lengths(std::uint32_t stream) {
   SCOPED_TRACE(seed_text());
   Random random(stream);
   for (const auto& [head_dim, value_dim] :
        {std::pair{8, 8}, {40, 64}, {64, 64}, {64, 24}, {96, 96}, {128, 128}, {128, 72}, {192, 128}, {192, 192}, {256, 256}, {200, 256}})
     for (int i = 0; i < 6 && !testing::Test::HasFailure(); ++i) {
-      AttentionCase<Element> in(
-          {random.integer(1, 2), random.any_of(edges), random.any_of(edges), 2, random.integer(1, 2), head_dim, value_dim}, random);
-      in.options.causal = random.coin();
-      if (random.coin()) in.options.window_left = random.integer(0, 200);
-      if (random.coin()) in.options.window_right = random.integer(0, 200);
-      if (random.coin()) in.sink = Array<float, 1>({2}, 0.5f);
+      const auto in = case_of_edges<Element>(random, head_dim, value_dim);
       AttentionHopper::expect_forward<Element>(in);
       AttentionHopper::expect_forward<float>(in);
     }
@@ -116,12 +122,7 @@ void gradients_of_lengths(std::uint32_t stream) {
   Random random(stream);
   for (const auto& [head_dim, value_dim] : {std::pair{8, 8}, {40, 64}, {64, 64}, {96, 96}, {128, 128}, {128, 72}})
     for (int i = 0; i < 8 && !testing::Test::HasFailure(); ++i) {
-      AttentionCase<Element> in(
-          {random.integer(1, 2), random.any_of(edges), random.any_of(edges), 2, random.integer(1, 2), head_dim, value_dim}, random);
-      in.options.causal = random.coin();
-      if (random.coin()) in.options.window_left = random.integer(0, 200);
-      if (random.coin()) in.options.window_right = random.integer(0, 200);
-      if (random.coin()) in.sink = Array<float, 1>({2}, 0.5f);
+      const auto in = case_of_edges<Element>(random, head_dim, value_dim);
       AttentionHopper::expect_backward(in, random);
     }
 }

@@ -26,18 +26,6 @@ inline CUtensorMap attention_map(ElementType type, const void* data, const std::
       {.extents = {columns, heads, rows, batch}, .strides = {strides[2], strides[1], strides[0]}, .box = {panel_columns, 1, box_rows, 1}});
 }
 
-/// Whether the level can read or write a tensor of these extents and strides [batch, row, head].
-inline bool multiple_of_16_bytes(const void*  base, const std::int64_t (&extents)[3], const std::int64_t (&strides)[3],
-                                 std::int64_t element_size) {
-  if (extents[0] * extents[1] * extents[2] == 0) return true;
-  if (reinterpret_cast<std::uintptr_t>(base) % 16 != 0) return false;
-  for (int d = 0; d < 3; ++d) {
-    const std::int64_t bytes = strides[d] * element_size;
-    if (extents[d] > 1 && (bytes <= 0 || bytes % 16 != 0 || bytes >= std::int64_t{1} << 40)) return false;
-  }
-  return true;
-}
-
 /// The reasons against the level that forward and backward share; empty if there is none.
 template <class Exec>
 std::string no_attention_inputs(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary) {

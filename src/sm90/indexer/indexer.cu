@@ -185,18 +185,6 @@ void run_any(const char* label, const Kokkos::Cuda& exec, const IndexerCall& cal
 
 std::int64_t tile_queries(const IndexerProblem& problem) { return 512 / problem.heads; }
 
-bool multiple_of_16_bytes(const void* base, std::initializer_list<std::pair<std::int64_t, std::int64_t>> extents_and_strides,
-                          std::int64_t element_size) {
-  // A View without elements may have strides of 0; nothing is loaded of it.
-  if (std::any_of(extents_and_strides.begin(), extents_and_strides.end(), [](const auto& dimension) { return dimension.first == 0; }))
-    return true;
-  if (reinterpret_cast<std::uintptr_t>(base) % 16 != 0) return false;
-  return std::all_of(extents_and_strides.begin(), extents_and_strides.end(), [&](const auto& dimension) {
-    const std::int64_t bytes = dimension.second * element_size;
-    return dimension.first <= 1 || (bytes > 0 && bytes % 16 == 0 && bytes < (std::int64_t{1} << 40));
-  });
-}
-
 }  // namespace
 
 template <class Exec>
@@ -208,10 +196,9 @@ std::string no_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t t
   if (p.head_dim != 64 && p.head_dim != 128) return "it takes a head dimension of 64 or 128, not " + std::to_string(p.head_dim);
   if (top_k > 2048) return "k is " + std::to_string(top_k) + ", more than 2048";
   if (p.queries > 0x7fffff00 || p.batch > 0x7fffffff) return "there are more than 2^31 queries";
-  if (!multiple_of_16_bytes(p.query, {{p.heads, p.query_strides[2]}, {p.queries, p.query_strides[1]}, {p.batch, p.query_strides[0]}},
-                            element_size))
+  if (!multiple_of_16_bytes(p.query, {p.batch, p.queries, p.heads}, p.query_strides, element_size))
     return "query's base or strides are no multiples of 16 bytes";
-  if (!multiple_of_16_bytes(p.key, {{p.keys, p.key_strides[1]}, {p.batch, p.key_strides[0]}}, element_size))
+  if (!multiple_of_16_bytes(p.key, {p.batch, p.keys}, p.key_strides, element_size))
     return "key's base or strides are no multiples of 16 bytes";
   return "";
 }
