@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "common/device.hpp"
 #include "common/random.hpp"
@@ -57,9 +58,17 @@ Handle<cublasLtMatmulDesc_t> operation(bool e4m3) {
 
 using Bytes = Kokkos::View<std::byte*, Kokkos::CudaSpace>;
 
+/// Memory as cuBLASLt takes it: from a multiple of 256 bytes on.  That of a View begins behind a record of 128.
+Bytes aligned_bytes(const std::string& label, std::size_t count) {
+  constexpr std::uintptr_t alignment = 256;
+  const Bytes              bytes(Kokkos::view_alloc(label, Kokkos::WithoutInitializing), count + alignment);
+  const std::size_t        begin = -reinterpret_cast<std::uintptr_t>(bytes.data()) % alignment;
+  return Kokkos::subview(bytes, std::pair{begin, begin + count});
+}
+
 Bytes random_matrix(const Kokkos::Cuda& exec, ElementType type, std::uint64_t stream) {
   return visit_element_type(type, [&]<class Element>(std::type_identity<Element>) {
-    const Bytes bytes(Kokkos::view_alloc("matrix", Kokkos::WithoutInitializing), size * size * sizeof(Element));
+    const Bytes bytes = aligned_bytes("matrix", size * size * sizeof(Element));
     Kokkos::parallel_for("fill", Kokkos::RangePolicy<Kokkos::Cuda, Kokkos::IndexType<std::int64_t>>(exec, 0, size * size),
                          Fill<Element, RandomValue>{reinterpret_cast<Element*>(bytes.data()), {stream}});
     return bytes;
@@ -82,8 +91,8 @@ struct Gemm::Product {
         in(square(type == ElementType::float8_e4m3 ? CUDA_R_8F_E4M3 : CUDA_R_16BF)),
         a(random_matrix(exec, type, 1)),
         b(random_matrix(exec, type, 2)),
-        c("product", static_cast<std::size_t>(size * size * 2)),
-        workspace("workspace", workspace_bytes) {
+        c(aligned_bytes("product", static_cast<std::size_t>(size * size * 2))),
+        workspace(aligned_bytes("workspace", workspace_bytes)) {
     static std::map<ElementType, cublasLtMatmulAlgo_t> chosen;  // once a process
     if (chosen.count(type) == 0) chosen[type] = fastest_algorithm();
     algorithm = chosen[type];

@@ -305,14 +305,11 @@ AttentionForwardOutput forward_output(const AttentionForwardArguments& a) {
           .previous_lse_strides = {a.previous_lse.strides[0], a.previous_lse.strides[1]}};
 }
 
-// Only a call that names the Hopper level takes it: `automatic` will once its tests have passed on a device.
 template <class Exec>
 Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryProblem& rotary, const AttentionForwardArguments& arguments) {
-  const Level wanted    = arguments.inputs.options->level;
   std::string no_hopper = no_sm90;
-  if constexpr (has_sm90<Exec>)
-    if (wanted == Level::hopper) no_hopper = SM90::no_attention_forward(exec, problem, rotary, arguments);
-  return choose_level("attention_forward", wanted, host_memory<Exec>, no_hopper);
+  if constexpr (has_sm90<Exec>) no_hopper = SM90::no_attention_forward(exec, problem, rotary, arguments);
+  return choose_level("attention_forward", arguments.inputs.options->level, host_memory<Exec>, no_hopper);
 }
 
 }  // namespace

@@ -99,13 +99,10 @@ PartialLists partial_lists(std::span<const TopkMergeArguments::List> lists) {
   return result;
 }
 
-// Only a call that names the Hopper level takes it: `automatic` will once all its tests have passed on a device.
-
 template <class Exec, class Arguments>
 Level level_of(std::string_view function, const Exec& exec, const Arguments& arguments, Level wanted) {
   std::string no_hopper = no_sm90;
-  if constexpr (has_sm90<Exec>)
-    if (wanted == Level::hopper) no_hopper = SM90::no_topk(exec, arguments);
+  if constexpr (has_sm90<Exec>) no_hopper = SM90::no_topk(exec, arguments);
   return choose_level(function, wanted, host_memory<Exec>, no_hopper);
 }
 

@@ -85,7 +85,7 @@ TEST(IndexerMemory, PeakDoesNotGrowWithTheKeys) {
 }
 
 TEST(IndexerMemory, PeakDoesNotGrowWithTheQueries) {
-  const std::int64_t queries = 256 * (on_host ? Space{}.concurrency() : 8);
+  const std::int64_t queries = 256 * (on_host ? Space{}.concurrency() : 64);
   const auto         bytes   = [](std::int64_t rows) { return IndexerViews(rows, 1000, 2, 8, 64).topk_workspace_size(Space{}); };
   EXPECT_EQ(bytes(queries), bytes(8 * queries));
 }
