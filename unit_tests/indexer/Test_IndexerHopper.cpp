@@ -23,7 +23,7 @@ template <class Element>
 void shapes_from_the_edges() {
   SCOPED_TRACE(seed_text());
   Random random(1);
-  // tiles of 8 or 16 queries and 64 keys; buffers of 4096, 6144 and 10240 candidates
+  // tiles of 8 or 16 queries and 64 keys; buffers of 3584 and 8192 candidates
   const std::vector<std::pair<std::int64_t, std::int64_t>> rows_and_keys = {{1, 1},    {7, 63},   {8, 64},   {9, 65},   {17, 128},
                                                                             {16, 193}, {15, 127}, {33, 700}, {5, 2053}, {1, 5000}};
   for (const auto& [heads, head_dim] : dimensions)
@@ -65,6 +65,21 @@ void random_shapes_and_masks(std::uint32_t stream, int count) {
 TEST_F(IndexerHopper, RandomShapesAndMasksBfloat16) { random_shapes_and_masks<bfloat16_t>(2, 16); }
 TEST_F(IndexerHopper, RandomShapesAndMasksHalf) { random_shapes_and_masks<half_t>(3, 8); }
 TEST_F(IndexerHopper, RandomShapesAndMasksFloat8) { random_shapes_and_masks<float8_e4m3_t>(4, 16); }
+
+/// Every team scores an item while it sorts the one before, and many after each other, from long rows to short ones.
+template <class Element>
+void many_items_a_team(std::uint32_t stream, std::int64_t heads) {
+  SCOPED_TRACE(seed_text());
+  Random     random(stream);
+  const auto in = integer_inputs<Element>(random, {1, 9001, 4500, heads, 64});
+  for (const Mask& mask : {Mask{.ratio = 2}, Mask{}}) {
+    const IndexerCall<Element> hopper(level, in, mask), portable(Level::portable, in, mask);
+    for (const std::int64_t k : {1, 300, 2048}) EXPECT_TRUE(same_rows(hopper.topk(k), portable.topk(k))) << "k " << k;
+  }
+}
+
+TEST_F(IndexerHopper, ManyItemsATeamBfloat16) { many_items_a_team<bfloat16_t>(15, 64); }
+TEST_F(IndexerHopper, ManyItemsATeamFloat8) { many_items_a_team<float8_e4m3_t>(16, 32); }
 
 TEST_F(IndexerHopper, PackedSequences) {
   SCOPED_TRACE(seed_text());

@@ -1,13 +1,14 @@
 #pragma once
-#include "sm90/indexer/load.cuh"
 #include "sm90/indexer/parameters.cuh"
+#include "sm90/indexer/score.cuh"
 #include "sm90/indexer/select.cuh"
 #include "sm90/indexer/tile.cuh"
+#include "sm90/ptx/barrier.cuh"
 #include "sm90/ptx/mbarrier.cuh"
 #include "sm90/ptx/predicated.cuh"
 
-// The collecting warps: each takes one math warpgroup's scores from shared memory and appends what beats a row's threshold to the row's
-// buffer in device memory (which stays in the second-level cache), or, for indexer_score, stores them all.
+// What becomes of scores: a math warp appends those that beat their row's threshold to the row's buffer in device memory (which stays in the
+// second-level cache), or, for indexer_score, stores them all.  It does so while the next tile is multiplied.
 
 namespace Tributary::Impl::SM90 {
 
@@ -19,129 +20,139 @@ __device__ inline float just_below(std::uint32_t image) {
   return score_of(static_cast<Entry>(lower) << 32);
 }
 
+/// One math warp's part.  The four warps of a group share the rows and their buffers, each has other keys; a row has an owner among them, who
+/// opens and cuts its buffer.
 template <class Tile>
 class Collector {
  public:
-  __device__ Collector(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int group, int lane)
-      : call_(call),
-        shared_(shared),
-        scratch_(scratch),
-        buffers_(call.plan.candidates +
-                 (static_cast<std::int64_t>(team) * Tile::queries + group * Tile::group_queries) * call.plan.capacity),
-        group_(group),
-        lane_(lane) {}
+  using Scores = typename Scoring<Tile>::Scores;
 
-  __device__ void run() {
-    if (lane_ == 0) ptx::fence_proxy_tensormap(&call_.maps()->query);
-    std::uint32_t round = 0;
-    for (RingPosition<2> item_at;; item_at.next(), round ^= 1) {
-      ptx::mbarrier_wait(&shared_.item_full[item_at.slot], item_at.round);
-      const Item& item = shared_.items[item_at.slot];
-      if (item.batch < 0) break;
-      ptx::mbarrier_wait(&shared_.queries_empty[group_], round ^ 1);  // the rows before have been sorted
-      if (lane_ == 0) load_queries<Tile>(call_, shared_, scratch_, item, group_);
-      __syncwarp();
-      if (call_.scores != nullptr)
-        store(item);
-      else
-        collect(item);
-      __threadfence();  // candidates are read past the first-level cache
-      __syncwarp();
-      if (lane_ == 0) {
-        ptx::mbarrier_arrive(&shared_.collected[group_]);
-        ptx::mbarrier_arrive(&shared_.item_empty[item_at.slot]);
-      }
+  __device__ Collector(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int warp, int lane)
+      : call_(call), shared_(shared), scratch_(scratch), team_(team), group_(warp / 4), warp_(warp % 4), lane_(lane) {}
+
+  /// \param slot  of the item that the tiles to come belong to
+  __device__ void begin(int slot) { slot_ = slot; }
+
+  /// Between two tiles, when all warps of the group are done with the one before the last: rows whose buffers are full go back to their k
+  /// best.
+  __device__ void cut_full_rows() {
+    // One of two words, so that nobody writes it now; an item's last tiles can leave bits, which find empty buffers.
+    const std::uint32_t full = const_cast<const volatile std::uint32_t&>(shared_.full[group_][parity_]);
+    if (full == 0) return;
+    __threadfence();  // buffers are read past the first-level cache
+    meet();
+#pragma unroll 1
+    for (int r = warp_; r < Tile::group_queries; r += 4)
+      if ((full >> r & 1) != 0 && state_of(group_ * Tile::group_queries + r).count > limit()) cut(group_ * Tile::group_queries + r);
+    __threadfence_block();
+    meet();
+    if (warp_ == 0 && lane_ == 0) shared_.full[group_][parity_] = 0;
+    __syncwarp();
+  }
+
+  /// Tile number j of the item's `tiles`; first_key is its first key's row.
+  __device__ void take(int j, int tiles, const Scores& scores, int first_key) {
+    const int key = first_key + warp_ * 16 + lane_ / 4;  // of the lane's first key; the other one is 8 further
+    parity_ ^= 1;
+    if (call_.scores != nullptr) return store(scores, key);
+    if (j == 0 && tiles > 1) return put_aside(scores);
+    if (j <= 1) {
+      Scores before;  // the first tile's: the second one lies far from it
+      if (j == 1) take_back(before);
+      const int key_before = item().key + warp_ * 16 + lane_ / 4;
+      open_rows(scores, key, before, key_before, j == 1);
+      if (j == 1) append(before, key_before);
     }
-    if (lane_ == 0) atomicSub(&shared_.collectors_left, 1);
+    append(scores, key);
   }
 
  private:
-  using Item                = WorkItem<Tile::queries>;
-  static constexpr int rows = Tile::group_queries;
-  // A lane looks at one row alone and keeps what it must know of it in registers: 8 or 16 keys of every tile, in fours.
-  static constexpr int      row_lanes      = 32 / rows;
-  static constexpr int      own_keys       = Tile::keys / row_lanes;
-  static constexpr unsigned lanes_of_a_row = (1u << row_lanes) - 1;
+  static constexpr int      own_rows       = Scoring<Tile>::own_rows;
+  static constexpr unsigned lanes_of_a_row = 0x11111111u;  // shifted by the row's number in its four
 
-  /// This lane's keys of a tile, i = 0 ... own_keys - 1.
-  struct alignas(16) OwnKeys {
-    float of[own_keys];
-  };
-  __device__ int row() const { return lane_ / row_lanes; }
-  __device__ int own_key(int i) const { return (i / 4) * (4 * row_lanes) + lane_ % row_lanes * 4 + i % 4; }
+  __device__ const WorkItem<Tile::queries>& item() const { return shared_.items[slot_]; }
+  /// Of the lane's r-th row, in the team's tile.
+  __device__ int            own_row(int r) const { return group_ * Tile::group_queries + r * 4 + lane_ % 4; }
+  __device__ RowState&      state_of(int row) const { return shared_.rows[slot_][row]; }
+  __device__ std::uint32_t* bins_of(int row) const {
+    return reinterpret_cast<std::uint32_t*>(scratch_ + Tile::bins_offset) + row * Tile::bins;
+  }
+  __device__ Entry* buffer_of(int row) const { return buffer<Tile>(call_, team_, slot_, row); }
+  /// Beyond so many entries a row is cut two tiles later.
+  __device__ int limit() const { return call_.plan.capacity - 2 * Tile::keys; }
 
-  /// Scores of this lane's row.
-  __device__ const float* row_scores(int slot) const {
-    return reinterpret_cast<const float*>(scratch_ + Tile::scores_offset) + (group_ * Tile::score_slots + slot) * Tile::slot_floats +
-           row() * Tile::score_stride;
-  }
-  __device__ OwnKeys scores(int slot) const {
-    OwnKeys scores;
-#pragma unroll
-    for (int i = 0; i < own_keys; i += 4)
-      *reinterpret_cast<float4*>(scores.of + i) = *reinterpret_cast<const float4*>(row_scores(slot) + own_key(i));
-    return scores;
-  }
-  __device__ const RowKeys& keys_of(const Item& item, int row) const { return item.rows[group_ * rows + row]; }
-  __device__ RowState&      state_of(int row) const { return shared_.rows[group_ * rows + row]; }
-  __device__ RejectedScore& rejected(int row) const { return shared_.rejected[group_ * rows + row]; }
+  /// The four warps of the group meet.
+  __device__ void meet() const { ptx::bar_sync(3 + group_, 128); }
+
   /// In one piece, and by an atomic: PTX promises nothing of a compare-and-swap beside ordinary stores to shared memory.
   __device__ void set_rejected(int row, const RejectedScore& to) const {
-    atomicExch(reinterpret_cast<unsigned long long*>(&rejected(row)), Kokkos::bit_cast<std::uint64_t>(to));
-  }
-  __device__ std::uint32_t* bins_of(int row) const {
-    return reinterpret_cast<std::uint32_t*>(scratch_ + Tile::bins_offset) + (group_ * rows + row) * Tile::bins;
-  }
-  __device__ Entry* buffer_of(int row) const { return buffers_ + static_cast<std::int64_t>(row) * call_.plan.capacity; }
-
-  /// Calls tile(number, slot, first key, the next tile's) for every tile of keys.
-  template <class OnTile>
-  __device__ void for_each_tile(const Item& item, const OnTile& on_tile) {
-    KeyTileOrder order(item.key_tiles, item.period, item.stride);
-    for (int j = 0; j < item.key_tiles; ++j) {
-      const int key = item.key + order.at * Tile::keys;
-      order.next();
-      ptx::mbarrier_wait(&shared_.scores_full[group_][at_.slot], at_.round);
-      on_tile(j, at_.slot, key, item.key + order.at * Tile::keys);
-      __syncwarp();
-      if (lane_ == 0) ptx::mbarrier_arrive(&shared_.scores_empty[group_][at_.slot]);
-      at_.next();
-    }
+    atomicExch(reinterpret_cast<unsigned long long*>(&shared_.rejected[row]), Kokkos::bit_cast<std::uint64_t>(to));
   }
 
-  /// What a lane knows of its row.
-  struct OwnRow {
-    RowKeys   keys;
-    Entry     threshold;
-    ScoreBins window;
-    int       count;
-  };
+  /// The first tile's scores wait for the second's where the bins will be.
+  __device__ float& aside(int r, int i) const {
+    return reinterpret_cast<float*>(bins_of(own_row(r)))[warp_ * 16 + lane_ / 4 + 8 * i];
+  }
+  __device__ void put_aside(const Scores& scores) const {
+#pragma unroll
+    for (int r = 0; r < own_rows; ++r)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) aside(r, i) = scores[r][i];
+  }
+  __device__ void take_back(Scores& scores) const {
+#pragma unroll
+    for (int r = 0; r < own_rows; ++r)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) scores[r][i] = aside(r, i);
+  }
 
-  __device__ void collect(const Item& item) {
-    for (int r = 0; r < rows; ++r) restart(r, no_entry, 0, {0.0f, 0.0f});
-    OwnRow own{keys_of(item, row()), no_entry, {0.0f, 0.0f}, 0};
-    for_each_tile(item, [&](int j, int slot, int key, int next_key) {
-      if (j == 0) {  // the second tile lies far from the first
-        RingPosition<Tile::score_slots> second = at_;
-        second.next();
-        const bool two = item.key_tiles > 1;
-        if (two) ptx::mbarrier_wait(&shared_.scores_full[group_][second.slot], second.round);
-        own.window = first_window(own.keys, scores(slot), key, scores(two ? second.slot : slot), two ? next_key : key);
-        if (lane_ % row_lanes == 0) state_of(row()).window = own.window;
-        for (int r = 0; r < rows; ++r) open_bins(r, __int_as_float(0x7fffffff));
+  /// The rows' buffers and bins start, with bins where the scores of the first one or two tiles lie.
+  __device__ void open_rows(const Scores& scores, int key, const Scores& before, int key_before, bool two) {
+    for (int r = 0; r < own_rows; ++r) {
+      float         least = __int_as_float(0x7f800000), greatest = -least;
+      const RowKeys keys = item().rows[own_row(r)];
+      const auto    see  = [&](const float(&of)[2], int first) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const bool seen = (keys.begin <= first + 8 * i) & (first + 8 * i < keys.end) & (fabsf(of[i]) <= 3.0e38f);
+          least           = seen ? fminf(least, of[i]) : least;
+          greatest        = seen ? fmaxf(greatest, of[i]) : greatest;
+        }
+      };
+      see(scores[r], key);
+      if (two) see(before[r], key_before);
+#pragma unroll
+      for (int distance = 4; distance < 32; distance *= 2) {
+        least    = fminf(least, __shfl_xor_sync(0xffffffffu, least, distance));
+        greatest = fmaxf(greatest, __shfl_xor_sync(0xffffffffu, greatest, distance));
       }
-      append(slot, key, own);
-    });
-    if (lane_ % row_lanes == 0) state_of(row()).count = own.count;
+      if (lane_ < 4) shared_.extents[own_row(r)][warp_] = make_float2(least, greatest);
+    }
+    meet();  // nobody needs what lay aside any more
+    for (int r = warp_; r < Tile::group_queries; r += 4) {
+      const int row   = group_ * Tile::group_queries + r;
+      float     least = __int_as_float(0x7f800000), greatest = -least;
+#pragma unroll
+      for (const float2& extent : shared_.extents[row]) {
+        least    = fminf(least, extent.x);
+        greatest = fmaxf(greatest, extent.y);
+      }
+      restart(row, no_entry, 0, window(least, greatest, 1.5f));
+      open_bins(row, __int_as_float(0x7fffffff));
+    }
+    meet();
   }
 
   /// A row's bins start anew, empty.
-  __device__ void restart(int row, Entry threshold, int count, const ScoreBins& window) {
+  __device__ void restart(int row, Entry threshold, int count, const ScoreBins& window) const {
     __syncwarp();
     if (lane_ == 0) set_rejected(row, {__int_as_float(0x7fffffff), -1});
     __threadfence_block();
     clear_bins(bins_of(row), lane_);
-    if (lane_ == 0) state_of(row) = {.threshold = threshold, .window = window, .count = count};
+    if (lane_ == 0) {
+      state_of(row)        = {.threshold = threshold, .window = window, .count = count};
+      shared_.windows[row] = window;
+    }
     __syncwarp();
   }
 
@@ -154,28 +165,6 @@ class Collector {
     __syncwarp();
   }
 
-  /// Of this lane's row, from its scores in two tiles.
-  __device__ ScoreBins first_window(const RowKeys& keys, const OwnKeys& scores0, int key0, const OwnKeys& scores1, int key1) const {
-    float      least = __int_as_float(0x7f800000), greatest = -least;
-    const auto see = [&](const OwnKeys& scores, int first_key) {
-#pragma unroll
-      for (int i = 0; i < own_keys; ++i) {
-        const int  key  = first_key + own_key(i);
-        const bool seen = (keys.begin <= key) & (key < keys.end) & (fabsf(scores.of[i]) <= 3.0e38f);
-        least           = seen ? fminf(least, scores.of[i]) : least;
-        greatest        = seen ? fmaxf(greatest, scores.of[i]) : greatest;
-      }
-    };
-    see(scores0, key0);
-    see(scores1, key1);
-#pragma unroll
-    for (int distance = row_lanes / 2; distance > 0; distance /= 2) {
-      least    = fminf(least, __shfl_xor_sync(0xffffffffu, least, distance));
-      greatest = fmaxf(greatest, __shfl_xor_sync(0xffffffffu, greatest, distance));
-    }
-    return window(least, greatest, 1.5f);
-  }
-
   /// Bins over `reach` times the span of the scores seen; scale 0 if there is no span.
   __device__ static ScoreBins window(float least, float greatest, float reach) {
     const float span  = greatest - least;
@@ -183,68 +172,48 @@ class Collector {
     return span > 0.0f && scale > 0.0f && scale < 3.0e38f ? ScoreBins{least, scale} : ScoreBins{0.0f, 0.0f};
   }
 
-  /// A lane's keys that are not surely beaten, one after the other: a few rounds of a short loop, since few are left of a tile.  (All keys
-  /// in straight-line code is three times the instructions, and a single warp is fed little faster than it executes them.)
-  __device__ void append(int slot, int first_key, OwnRow& own) {
-    const float   below = reinterpret_cast<const volatile RejectedScore&>(rejected(row())).score;
-    std::uint32_t left  = 0;
-    {
-      const OwnKeys all    = scores(slot);
-      bool          passes = false;
+  /// Those of the lane's scores that are not surely beaten.
+  __device__ void append(const Scores& scores, int key) {
+    float below[own_rows];
+    bool  passes = false;
 #pragma unroll
-      for (const float score : all.of) passes |= !(score <= below);
-      if (!__any_sync(0xffffffffu, passes)) return;
-#pragma unroll
-      for (int i = 0; i < own_keys; ++i) left |= all.of[i] <= below ? 0u : 1u << i;
+    for (int r = 0; r < own_rows; ++r) {
+      below[r] = reinterpret_cast<const volatile RejectedScore&>(shared_.rejected[own_row(r)]).score;
+      passes |= !(scores[r][0] <= below[r]) | !(scores[r][1] <= below[r]);
     }
-    const unsigned       row_mask = lanes_of_a_row << (row() * row_lanes), before_me = row_mask & ((1u << lane_) - 1);
-    Entry* const         buffer = buffer_of(row());
-    std::uint32_t* const bins   = bins_of(row());
-#pragma unroll 1
-    while (__any_sync(0xffffffffu, left != 0)) {
-      constexpr int together = 2;  // whose chains of instructions overlap
-      float         score[together];
-      Entry         entry[together];
-      bool          take[together];
+    if (!__any_sync(0xffffffffu, passes)) return;
 #pragma unroll
-      for (int u = 0; u < together; ++u) {
-        const int i   = left != 0 ? __ffs(static_cast<int>(left)) - 1 : 0;
-        const int key = first_key + own_key(i);
-        score[u]      = row_scores(slot)[own_key(i)];
-        entry[u]      = make_entry(sortable(score[u]), static_cast<std::uint32_t>(key - own.keys.first_key));
-        take[u]       = (left != 0) & (entry[u] > own.threshold) & (own.keys.begin <= key) & (key < own.keys.end);
-        left &= left - 1;
-      }
-      unsigned mask[together];
-#pragma unroll
-      for (int u = 0; u < together; ++u) mask[u] = __ballot_sync(0xffffffffu, take[u]);
-#pragma unroll
-      for (int u = 0; u < together; ++u) {
-        ptx::st_global_if(take[u], buffer + own.count + __popc(mask[u] & before_me), entry[u]);
-        own.count += __popc(mask[u] & row_mask);
-      }
-#pragma unroll
-      for (int u = 0; u < together; ++u) ptx::red_shared_inc_if(take[u], bins + own.window(score[u]));
-    }
-    const bool full = own.count > call_.plan.capacity - Tile::keys;
-    for (unsigned lanes = __ballot_sync(0xffffffffu, full); lanes != 0;) {
-      const int full_row = (__ffs(static_cast<int>(lanes)) - 1) / row_lanes;
-      cut(full_row, __shfl_sync(0xffffffffu, own.count, full_row * row_lanes));
-      lanes &= ~(lanes_of_a_row << (full_row * row_lanes));
-      if (row() == full_row) {
-        const RowState& state = state_of(full_row);
-        own.threshold         = state.threshold;
-        own.window            = state.window;
-        own.count             = state.count;
-      }
+    for (int r = 0; r < own_rows; ++r) {
+      const int      row    = own_row(r);
+      const RowKeys& keys   = item().rows[row];
+      RowState&      state  = state_of(row);
+      const Entry    least  = state.threshold;
+      const auto     column = static_cast<std::uint32_t>(key - keys.first_key);
+      const Entry    entry0 = make_entry(sortable(scores[r][0]), column), entry1 = make_entry(sortable(scores[r][1]), column + 8);
+      const bool     take0 = !(scores[r][0] <= below[r]) & (entry0 > least) & (keys.begin <= key) & (key < keys.end);
+      const bool     take1 = !(scores[r][1] <= below[r]) & (entry1 > least) & (keys.begin <= key + 8) & (key + 8 < keys.end);
+      const unsigned row_mask = lanes_of_a_row << lane_ % 4, before_me = row_mask & ((1u << lane_) - 1);
+      const unsigned mask0 = __ballot_sync(0xffffffffu, take0), mask1 = __ballot_sync(0xffffffffu, take1);
+      const int      n0 = __popc(mask0 & row_mask), n = n0 + __popc(mask1 & row_mask);
+      int            place = ptx::atom_shared_add_if(lane_ < 4 && n > 0, &state.count, n);
+      if (lane_ < 4 && n > 0 && place + n > limit()) atomicOr(&shared_.full[group_][parity_], 1u << (r * 4 + lane_));
+      place               = __shfl_sync(0xffffffffu, place, lane_ % 4);
+      Entry* const buffer = buffer_of(row);
+      ptx::st_global_if(take0, buffer + place + __popc(mask0 & before_me), entry0);
+      ptx::st_global_if(take1, buffer + place + n0 + __popc(mask1 & before_me), entry1);
+      const ScoreBins      bins    = shared_.windows[row];
+      std::uint32_t* const counter = bins_of(row);
+      ptx::red_shared_inc_if(take0, counter + bins(scores[r][0]));
+      ptx::red_shared_inc_if(take1, counter + bins(scores[r][1]));
     }
   }
 
-  /// The buffer is full: back to the k best, the k-th of which is the threshold, and new bins from there.
-  __device__ void cut(int row, int count) {
+  /// The buffer is full: back to the k best, the k-th of which is the threshold, and new bins from there.  The row's owner alone.
+  __device__ void cut(int row) {
     constexpr int        in_flight = 4;  // what the registers take
     Entry* const         buffer    = buffer_of(row);
     std::uint32_t* const bins      = bins_of(row);
+    const int            count     = state_of(row).count;
     restart(row, no_entry, 0, {0.0f, 0.0f});
     const Entry     kth = kth_entry<in_flight>(buffer, count, static_cast<int>(call_.output.top_k), bins, lane_);
     Entry           greatest;
@@ -257,43 +226,29 @@ class Collector {
     open_bins(row, just_below(static_cast<std::uint32_t>(kth >> 32)));
   }
 
-  /// indexer_score: every column of every row, -infinity where a key is not legal.
-  __device__ void store(const Item& item) {
-    const auto column_of = [&](const RowKeys& keys, int key) { return static_cast<std::int64_t>(key) - keys.first_key; };
-    const auto to        = [&](int row) {
-      return call_.scores + item.batch * call_.score_strides[0] + (item.row + group_ * rows + row) * call_.score_strides[1];
-    };
-    const auto  exists  = [&](int row) { return item.row + group_ * rows + row < call_.problem.queries; };
-    const float nothing = -__int_as_float(0x7f800000);
-    for (int r = 0; r < rows && exists(r); ++r) {
-      const RowKeys      keys  = keys_of(item, r);
-      const std::int64_t begin = clip(column_of(keys, item.key), 0, call_.score_columns);
-      const std::int64_t end   = clip(column_of(keys, item.key) + item.key_tiles * Tile::keys, begin, call_.score_columns);
-      if (item.split == 0)
-        for (std::int64_t column = lane_; column < begin; column += 32) to(r)[column] = nothing;
-      if (item.split == call_.plan.splits - 1)
-        for (std::int64_t column = end + lane_; column < call_.score_columns; column += 32) to(r)[column] = nothing;
-    }
-    for_each_tile(item, [&](int, int slot, int first_key, int) {
-      if (!exists(row())) return;
-      const RowKeys keys = keys_of(item, row());
-      const OwnKeys own  = scores(slot);
+  /// indexer_score: -infinity where a key is not legal.
+  __device__ void store(const Scores& scores, int key) const {
 #pragma unroll
-      for (int i = 0; i < own_keys; ++i) {
-        const int          key    = first_key + own_key(i);
-        const std::int64_t column = column_of(keys, key);
-        if (column >= 0 && column < call_.score_columns) to(row())[column] = keys.begin <= key && key < keys.end ? own.of[i] : nothing;
+    for (int r = 0; r < own_rows; ++r) {
+      const std::int64_t row = item().row + own_row(r);
+      if (row >= call_.problem.queries) continue;
+      const RowKeys& keys = item().rows[own_row(r)];
+      float* const   to   = call_.scores + item().batch * call_.score_strides[0] + row * call_.score_strides[1];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const std::int64_t column = static_cast<std::int64_t>(key) + 8 * i - keys.first_key;
+        const bool         legal  = keys.begin <= key + 8 * i && key + 8 * i < keys.end;
+        if (column >= 0 && column < call_.score_columns) to[column] = legal ? scores[r][i] : -__int_as_float(0x7f800000);
       }
-    });
+    }
   }
 
-  const IndexerCall&              call_;
-  SharedState<Tile>&              shared_;
-  unsigned char* const            scratch_;
-  Entry* const                    buffers_;
-  const int                       group_, lane_;
-  std::int32_t                    epoch_ = 0;
-  RingPosition<Tile::score_slots> at_;
+  const IndexerCall&   call_;
+  SharedState<Tile>&   shared_;
+  unsigned char* const scratch_;
+  const int            team_, group_, warp_, lane_;
+  int                  slot_ = 0, parity_ = 0;
+  std::int32_t         epoch_ = 0;
 };
 
 /// What the warp's first lane reads of a word that other warps change: lanes of their own might see different moments.
@@ -307,7 +262,7 @@ __device__ Word first_lanes(const Word& word) {
 template <class Tile>
 __device__ void raise_thresholds(const IndexerCall& call, SharedState<Tile>& shared, const unsigned char* scratch, int lane) {
   const int k = static_cast<int>(call.output.top_k);
-  while (first_lanes(shared.collectors_left) > 0) {
+  while (first_lanes(shared.finishers_left) > 0) {
     for (int row = 0; row < Tile::queries; ++row) {
       const std::uint64_t before = first_lanes(reinterpret_cast<const std::uint64_t&>(shared.rejected[row]));
       const auto          known  = Kokkos::bit_cast<RejectedScore>(before);
@@ -316,7 +271,7 @@ __device__ void raise_thresholds(const IndexerCall& call, SharedState<Tile>& sha
       __syncwarp();  // every lane reads its bins after the epoch
       const auto* const bins = reinterpret_cast<const std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins;
       const int         bin  = BinCounts(bins, lane).find(k, lane).bin;
-      const float       edge = shared.rows[row].window.edge(bin);
+      const float       edge = shared.windows[row].edge(bin);
       __threadfence_block();
       if (lane == 0 && edge == edge && !(edge <= known.score))
         atomicCAS(reinterpret_cast<unsigned long long*>(&shared.rejected[row]), before,

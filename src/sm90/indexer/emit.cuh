@@ -3,7 +3,7 @@
 #include "sm90/indexer/select.cuh"
 #include "sm90/indexer/tile.cuh"
 
-// The end of a tile: each math warp sorts a row's candidates and writes its k best.
+// The end of an item: two warps sort the rows' candidates and write their k best, while the next item is scored.
 
 namespace Tributary::Impl::SM90 {
 
@@ -50,11 +50,11 @@ class RowOutput {
 /// An entry whose order is that of the indices, the smallest first; and back.
 __device__ inline Entry swap_halves(Entry entry) { return entry << 32 | entry >> 32; }
 
-/// \param bins  of the entries, if the window is placed; anything afterwards
+/// \param bins  to work with
 template <class Tile>
 __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& state, Entry* buffer, std::uint32_t* bins, SortRoom& room,
                          int lane) {
-  constexpr int in_flight = 16, rarely = 4;  // loads on their way
+  constexpr int in_flight = 8, rarely = 4;  // loads on their way
   int           count  = state.count;
   const int     wanted = min(out.length, count);
   const auto    put    = [&](int position, Entry entry) { out.put(position, entry); };
@@ -65,6 +65,10 @@ __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& st
     const ScoreBins of       = state.window;
     const auto      edge_of  = [&](int bin) { return sortable(of.edge(bin)); };  // none: 0, which only NaN has
     const auto      value_of = [](std::uint32_t image) { return score_of(static_cast<Entry>(image) << 32); };
+    clear_bins(bins, lane);
+    for_each_entry<in_flight>(
+        buffer, count, lane, [&](Entry entry, bool real) { ptx::red_shared_inc_if(real, bins + of(score_of(entry))); });
+    __syncwarp();
     if (emit_sorted<in_flight>(
             buffer, count, wanted, bins, room, lane, edge_of, value_of, [](Entry entry) { return entry; }, put))
       return;
@@ -103,6 +107,49 @@ __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& st
   bitonic_sort(list, size, lane);
   for (int i = lane; i < count; i += 32) put(i, by_index ? swap_halves(list[i]) : list[i]);
   __syncwarp();
+}
+
+/// What a key tile cannot reach of an item's rows of scores: -infinity, by the first and the last part of the keys.
+template <class Tile>
+__device__ void fill_outside(const IndexerCall& call, const WorkItem<Tile::queries>& item, int row, int lane) {
+  const RowKeys      keys      = item.rows[row];
+  float* const       to        = call.scores + item.batch * call.score_strides[0] + (item.row + row) * call.score_strides[1];
+  const auto         column_of = [&](int key) { return static_cast<std::int64_t>(key) - keys.first_key; };
+  const std::int64_t begin     = clip(column_of(item.key), 0, call.score_columns);
+  const std::int64_t end       = clip(column_of(item.key) + std::int64_t{item.key_tiles} * Tile::keys, begin, call.score_columns);
+  const float        nothing   = -__int_as_float(0x7f800000);
+  if (item.split == 0)
+    for (std::int64_t column = lane; column < begin; column += 32) to[column] = nothing;
+  if (item.split == call.plan.splits - 1)
+    for (std::int64_t column = end + lane; column < call.score_columns; column += 32) to[column] = nothing;
+}
+
+template <class Tile>
+__device__ void finish(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int finisher, int lane) {
+  SortRoom&            room = reinterpret_cast<SortRoom*>(scratch + Tile::rooms_offset)[finisher];
+  std::uint32_t* const bins = reinterpret_cast<std::uint32_t*>(scratch + Tile::bins_offset) + (Tile::queries + finisher) * Tile::bins;
+  static_assert(Tile::room_bytes == finishers * static_cast<int>(sizeof(SortRoom)));
+  for (RingPosition<2> item_at;; item_at.next()) {
+    ptx::mbarrier_wait(&shared.item_full[item_at.slot], item_at.round);
+    const auto& item = shared.items[item_at.slot];
+    if (item.batch < 0) break;
+    ptx::mbarrier_wait(&shared.collected[item_at.slot], item_at.round);
+#pragma unroll 1
+    for (int row = finisher; row < Tile::queries && item.row + row < call.problem.queries; row += finishers) {
+      RowState& state = shared.rows[item_at.slot][row];
+      if (call.scores != nullptr)
+        fill_outside<Tile>(call, item, row, lane);
+      else {
+        const RowOutput out(call, item.batch, item.row + row, item.split);
+        emit_row<Tile>(out, out.by_index(call), state, buffer<Tile>(call, team, item_at.slot, row), bins, room, lane);
+      }
+      __syncwarp();
+      if (lane == 0) state.count = 0;
+    }
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(&shared.item_empty[item_at.slot]);
+  }
+  if (lane == 0) atomicSub(&shared.finishers_left, 1);
 }
 
 }  // namespace Tributary::Impl::SM90

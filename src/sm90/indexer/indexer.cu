@@ -12,82 +12,65 @@
 
 // Scores of tiles of queries against a stream of key tiles, and the k best keys of every query.
 //
-// One team an SM draws work items.  A warp loads keys; two warpgroups take turns at the tensor cores, each with its own queries and a
-// register file full of products, which it reduces while the other multiplies; two warps collect the scores that are not below their row's
-// threshold, one raises the thresholds.  At the end of an item the math warps sort what was collected.  The warps hand over to each other
-// by mbarriers.
+// One team an SM draws work items.  A warp loads; two warpgroups take turns at the tensor cores, each with its own queries and a register
+// file full of products, which it reduces while the other multiplies, and keep the scores that are not below their row's threshold; one warp
+// raises the thresholds, two sort what was kept of the item before.  The warps hand over to each other by mbarriers.
 
 namespace Tributary::Impl::SM90 {
 namespace {
 
 template <class Tile>
-__device__ void multiply_and_emit(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int warp,
-                                  int lane) {
+__device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int warp,
+                                     int lane) {
   const int           group = warp / 4, warp_in_group = warp % 4;
   const std::uint64_t keys_descriptor = ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + Tile::keys_offset));
   const std::uint64_t queries_descriptor =
       ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + group * Tile::group_offset));
-  float* const scores = reinterpret_cast<float*>(scratch + Tile::scores_offset) + group * Tile::score_slots * Tile::slot_floats;
-  RingPosition<Tile::stages>      stage;
-  RingPosition<Tile::score_slots> score_at;
-  std::uint32_t                   round   = 0;
-  const int                       my_turn = 1 + group, other_turn = 2 - group;  // named barriers: whose turn it is to multiply
+  Collector<Tile>            collector(call, shared, scratch, team, warp, lane);
+  RingPosition<Tile::stages> stage;
+  std::uint32_t              round   = 0;
+  const int                  my_turn = 1 + group, other_turn = 2 - group;  // named barriers: whose turn it is to multiply
   if (group == 1) ptx::bar_arrive(other_turn, 256);
   for (RingPosition<2> item_at;; item_at.next(), round ^= 1) {
     ptx::mbarrier_wait(&shared.item_full[item_at.slot], item_at.round);
     const int batch = shared.items[item_at.slot].batch, key_tiles = shared.items[item_at.slot].key_tiles;
     if (batch < 0) break;
-    const int first_row = shared.items[item_at.slot].row + group * Tile::group_queries;
-    {
-      Scoring<Tile> scoring;
-      scoring.load_weights(call.problem, batch, first_row, lane);
-      float                             accumulator[128], sum[2][Tile::group_queries];
-      typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
-      const auto                        publish = [&] {
-        ptx::mbarrier_wait(&shared.scores_empty[group][score_at.slot], score_at.round ^ 1);
-        Scoring<Tile>::store(sum, key_scales, scores + score_at.slot * Tile::slot_floats, warp_in_group * 16, lane);
-        __syncwarp();
-        if (lane == 0) ptx::mbarrier_arrive(&shared.scores_full[group][score_at.slot]);
-        score_at.next();
-      };
-      ptx::mbarrier_wait(&shared.queries_full[group], round);
-      for (int j = 0; j < key_tiles; ++j, stage.next()) {
-        ptx::mbarrier_wait(&shared.keys_full[stage.slot], stage.round);
-        __syncwarp();  // wgmma and its barriers want whole warps
-        ptx::bar_sync(my_turn, 256);
-        Scoring<Tile>::multiply(accumulator, keys_descriptor + stage.slot * (Tile::key_bytes / 16), queries_descriptor);
-        ptx::bar_arrive(other_turn, 256);
-        if (j > 0) publish();  // the tile before, while this one is multiplied
-        if constexpr (Scoring<Tile>::scaled) key_scales.load(call.problem, batch, shared.stage_key[stage.slot], warp_in_group * 16, lane);
-        __syncwarp();
-        ptx::wgmma_wait_group<0>();
-        ptx::pin(accumulator);
-        if (lane == 0) ptx::mbarrier_arrive(&shared.keys_empty[stage.slot]);
-        scoring.sum_heads(accumulator, sum);
-      }
-      if (key_tiles > 0) publish();
+    collector.begin(item_at.slot);
+    Scoring<Tile> scoring;
+    scoring.load_weights(call.problem, batch, shared.items[item_at.slot].row + group * Tile::group_queries, lane);
+    float                             accumulator[128], sum[2][Tile::group_queries];
+    typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
+    int                               first_key = 0;
+    const auto                        collect   = [&](int j) {
+      typename Scoring<Tile>::Scores scores;
+      Scoring<Tile>::add_lanes(sum, key_scales, scores, lane);
+      collector.take(j, key_tiles, scores, first_key);
+    };
+    ptx::mbarrier_wait(&shared.queries_full[group], round);
+    for (int j = 0; j < key_tiles; ++j, stage.next()) {
+      ptx::mbarrier_wait(&shared.keys_full[stage.slot], stage.round);
+      __syncwarp();  // wgmma and its barriers want whole warps
+      ptx::bar_sync(my_turn, 256);
+      collector.cut_full_rows();
+      Scoring<Tile>::multiply(accumulator, keys_descriptor + stage.slot * (Tile::key_bytes / 16), queries_descriptor);
+      ptx::bar_arrive(other_turn, 256);
+      if (j > 0) collect(j - 1);  // the tile before, while this one is multiplied
+      first_key = shared.stage_key[stage.slot];
+      if constexpr (Scoring<Tile>::scaled) key_scales.load(call.problem, batch, first_key, warp_in_group * 16, lane);
+      __syncwarp();
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(accumulator);
+      if (lane == 0) ptx::mbarrier_arrive(&shared.keys_empty[stage.slot]);
+      if (lane == 0 && j == key_tiles - 1) ptx::mbarrier_arrive(&shared.queries_empty[group]);
+      scoring.sum_heads(accumulator, sum);
     }
-    ptx::mbarrier_wait(&shared.collected[group], round);
-    if (call.scores == nullptr) {
-      static_assert(Tile::list_bytes >= math_warps * static_cast<int>(sizeof(SortRoom)));
-      SortRoom& room = reinterpret_cast<SortRoom*>(scratch)[warp];
-#pragma unroll 1
-      for (int r = warp_in_group; r < Tile::group_queries; r += 4) {
-        const int row = group * Tile::group_queries + r;
-        if (first_row + r >= call.problem.queries) break;
-        const RowOutput out(call, batch, first_row + r, shared.items[item_at.slot].split);
-        emit_row<Tile>(out, out.by_index(call), shared.rows[row],
-                       call.plan.candidates + (static_cast<std::int64_t>(team) * Tile::queries + row) * call.plan.capacity,
-                       reinterpret_cast<std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins, room, lane);
-        __syncwarp();
-      }
-      ptx::fence_proxy_async();  // the list lies where the copy engine puts the next queries
-    }
-    __syncwarp();
-    if (lane == 0) {
+    if (key_tiles > 0)
+      collect(key_tiles - 1);
+    else if (lane == 0)
       ptx::mbarrier_arrive(&shared.queries_empty[group]);
-      ptx::mbarrier_arrive(&shared.item_empty[item_at.slot]);
-    }
+    __threadfence();  // candidates are read past the first-level cache
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(&shared.collected[item_at.slot]);
   }
 }
 
@@ -111,15 +94,15 @@ struct IndexerFunctor {
     // One branch a warpgroup: each divides the registers once.
     if (warp < math_warps) {
       ptx::setmaxnreg_inc<math_registers>();
-      multiply_and_emit<Tile>(call, shared, scratch, team.league_rank(), warp, lane);
+      multiply_and_collect<Tile>(call, shared, scratch, team.league_rank(), warp, lane);
     } else {
       ptx::setmaxnreg_dec<other_registers>();
-      if (warp == key_warp)
-        load_keys<Tile>(call, shared, scratch, team.league_rank(), team.league_size(), lane);
+      if (warp == load_warp)
+        load<Tile>(call, shared, scratch, team.league_rank(), team.league_size(), lane);
       else if (warp == threshold_warp)
         raise_thresholds<Tile>(call, shared, scratch, lane);
       else
-        Collector<Tile>(call, shared, scratch, team.league_rank(), warp - collector_warp, lane).run();
+        finish<Tile>(call, shared, scratch, team.league_rank(), warp - finisher_warp, lane);
     }
     exit_thread();
   }
@@ -133,15 +116,13 @@ struct IndexerFunctor {
       ptx::mbarrier_init(&shared.queries_full[i], 1);
       ptx::mbarrier_init(&shared.queries_empty[i], math_warps / 2);
       ptx::mbarrier_init(&shared.item_full[i], 1);
-      ptx::mbarrier_init(&shared.item_empty[i], math_warps + 2);
-      ptx::mbarrier_init(&shared.collected[i], 1);
-      for (int slot = 0; slot < Tile::score_slots; ++slot) {
-        ptx::mbarrier_init(&shared.scores_full[i][slot], math_warps / 2);
-        ptx::mbarrier_init(&shared.scores_empty[i][slot], 1);
-      }
+      ptx::mbarrier_init(&shared.item_empty[i], finishers);
+      ptx::mbarrier_init(&shared.collected[i], math_warps);
+      for (RowState& row : shared.rows[i]) row.count = 0;
+      shared.full[0][i] = shared.full[1][i] = 0;
     }
     for (RejectedScore& rejected : shared.rejected) rejected.epoch = -1;
-    shared.collectors_left = 2;
+    shared.finishers_left = finishers;
     ptx::fence_mbarrier_init();
   }
 };
@@ -216,11 +197,11 @@ IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t
   plan.splits = static_cast<std::int32_t>(splits);
   plan.teams  = static_cast<std::int32_t>(std::min(processors, plan.items(p.batch)));
   // Shuffled keys bring about k (1 + ln(n / k)) candidates, of which the buffer holds those of a few hundred thousand keys; when it is full
-  // it is cut.
-  plan.capacity   = top_k == 0 ? 0 : static_cast<std::int32_t>(top_k <= 512 ? 4096 : (top_k <= 1024 ? 6144 : 10240));
+  // it is cut.  A team has buffers for the item that it scores and for the one before.
+  plan.capacity   = top_k == 0 ? 0 : (top_k <= 1024 ? 3584 : 8192);
   plan.maps       = layout.take<TensorMaps>(1);
   plan.next_item  = layout.take<std::int32_t>(1);
-  plan.candidates = layout.take<Entry>(std::int64_t{plan.teams} * queries * plan.capacity);
+  plan.candidates = layout.take<Entry>(std::int64_t{plan.teams} * 2 * queries * plan.capacity);
   return plan;
 }
 

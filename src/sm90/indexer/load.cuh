@@ -3,7 +3,7 @@
 #include "sm90/indexer/tile.cuh"
 #include "sm90/ptx/tma.cuh"
 
-// Loading: a warp draws work items, works out their keys and streams these; the collectors bring the queries.
+// Loading: a warp draws work items, works out their keys, brings their queries and streams the keys.
 
 namespace Tributary::Impl::SM90 {
 
@@ -47,13 +47,32 @@ __device__ void describe_item(const IndexerCall& call, std::int64_t number, Work
   }
 }
 
+/// An item's queries, once the math warps need the ones before no more; one thread.
 template <class Tile>
-__device__ void load_keys(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int teams, int lane) {
+__device__ void load_queries(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch,
+                             const WorkItem<Tile::queries>& item, std::uint32_t round) {
+  for (int group = 0; group < 2; ++group) {
+    ptx::mbarrier_wait(&shared.queries_empty[group], round ^ 1);
+    ptx::mbarrier_arrive_expect_tx(&shared.queries_full[group], Tile::query_bytes);
+#pragma unroll
+    for (int panel = 0; panel < Tile::panels; ++panel)
+      ptx::cp_async_bulk_tensor(scratch + group * Tile::group_offset + panel * Tile::columns * Tile::panel_bytes, &call.maps()->query,
+                                &shared.queries_full[group], panel * Tile::head_dim / Tile::panels, 0,
+                                item.row + group * Tile::group_queries, item.batch);
+  }
+}
+
+template <class Tile>
+__device__ void load(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int teams, int lane) {
   const CUtensorMap* const map = &call.maps()->key;
-  if (lane == 0) ptx::fence_proxy_tensormap(map);
+  if (lane == 0) {
+    ptx::fence_proxy_tensormap(map);
+    ptx::fence_proxy_tensormap(&call.maps()->query);
+  }
   RingPosition<2>            item_at;
   RingPosition<Tile::stages> stage;
-  for (std::int64_t number = team;;) {
+  std::uint32_t              round = 0;
+  for (std::int64_t number = team;; round ^= 1) {
     auto& item = shared.items[item_at.slot];
     ptx::mbarrier_wait(&shared.item_empty[item_at.slot], item_at.round ^ 1);
     describe_item<Tile>(call, number, item, lane);
@@ -61,8 +80,10 @@ __device__ void load_keys(const IndexerCall& call, SharedState<Tile>& shared, un
     if (lane == 0) ptx::mbarrier_arrive(&shared.item_full[item_at.slot]);
     if (item.batch < 0) return;
     if (lane == 0) {
-      KeyTileOrder order(item.key_tiles, item.period, item.stride);
+      KeyTileOrder  order(item.key_tiles, item.period, item.stride);
+      constexpr int ahead = Tile::stages - 1;  // tiles that find room while the last one of the item before is multiplied
       for (int j = 0; j < item.key_tiles; ++j, order.next(), stage.next()) {
+        if (j == ahead) load_queries<Tile>(call, shared, scratch, item, round);
         ptx::mbarrier_wait(&shared.keys_empty[stage.slot], stage.round ^ 1);
         shared.stage_key[stage.slot] = item.key + order.at * Tile::keys;
         ptx::mbarrier_arrive_expect_tx(&shared.keys_full[stage.slot], Tile::key_bytes);
@@ -72,6 +93,7 @@ __device__ void load_keys(const IndexerCall& call, SharedState<Tile>& shared, un
           ptx::cp_async_bulk_tensor(to + panel * Tile::keys * Tile::panel_bytes, map, &shared.keys_full[stage.slot],
                                     panel * Tile::head_dim / Tile::panels, item.key + order.at * Tile::keys, item.batch);
       }
+      if (item.key_tiles <= ahead) load_queries<Tile>(call, shared, scratch, item, round);
     }
     __syncwarp();
     item_at.next();
@@ -79,18 +101,6 @@ __device__ void load_keys(const IndexerCall& call, SharedState<Tile>& shared, un
     if (lane == 0) number = teams + static_cast<std::int64_t>(atomicAdd(call.plan.next_item, 1));
     number = __shfl_sync(0xffffffffu, number, 0);
   }
-}
-
-/// The queries of a warpgroup, once nobody needs the ones before; one thread.
-template <class Tile>
-__device__ void load_queries(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch,
-                             const WorkItem<Tile::queries>& item, int group) {
-  ptx::mbarrier_arrive_expect_tx(&shared.queries_full[group], Tile::query_bytes);
-#pragma unroll
-  for (int panel = 0; panel < Tile::panels; ++panel)
-    ptx::cp_async_bulk_tensor(scratch + group * Tile::group_offset + panel * Tile::columns * Tile::panel_bytes, &call.maps()->query,
-                              &shared.queries_full[group], panel * Tile::head_dim / Tile::panels, 0, item.row + group * Tile::group_queries,
-                              item.batch);
 }
 
 }  // namespace Tributary::Impl::SM90

@@ -2,6 +2,7 @@
 #include <cuda.h>
 
 #include "sm90/indexer/indexer.hpp"
+#include "topk/entry.hpp"
 
 namespace Tributary::Impl::SM90 {
 
@@ -21,5 +22,11 @@ struct IndexerCall {
 
   __device__ const TensorMaps* maps() const { return static_cast<const TensorMaps*>(plan.maps); }
 };
+
+/// Candidates of a row of a team's tile; a team has two items' worth.
+template <class Tile>
+__device__ Entry* buffer(const IndexerCall& call, int team, int slot, int row) {
+  return call.plan.candidates + static_cast<std::int64_t>((team * 2 + slot) * Tile::queries + row) * call.plan.capacity;
+}
 
 }  // namespace Tributary::Impl::SM90

@@ -101,8 +101,12 @@ struct Scoring {
     }
   };
 
-  /// Adds up the sums of four neighbouring lanes and stores them: [query][key].
-  __device__ static void store(const float (&sum)[2][queries], const KeyScales& scales, float* scores, int warp_key, int lane) {
+  /// Scores of a lane: of queries lane % 4 and every fourth one, for the two keys of its sums.
+  static constexpr int own_rows = queries / 4;
+  using Scores                  = float[own_rows][2];
+
+  /// Adds up the sums of four neighbouring lanes.
+  __device__ static void add_lanes(const float (&sum)[2][queries], const KeyScales& scales, Scores& scores, int lane) {
     const bool bit0 = (lane & 1) != 0, bit1 = (lane & 2) != 0;
 #pragma unroll
     for (int q = 0; q < queries; q += 4)
@@ -111,7 +115,7 @@ struct Scoring {
         const float(&s)[queries] = sum[key];
         float score              = trade(bit1, trade(bit0, s[q], s[q + 1], 1), trade(bit0, s[q + 2], s[q + 3], 1), 2);
         if constexpr (scaled) score *= scales.of[key];
-        scores[(q + (lane & 3)) * Tile::score_stride + warp_key + key * 8 + (lane >> 2)] = score;
+        scores[q / 4][key] = score;
       }
   }
 };
