@@ -36,7 +36,7 @@ class Collector {
   /// Between two tiles, when all warps of the group are done with the one before the last: rows whose buffers are full go back to their k
   /// best.
   __device__ void cut_full_rows() {
-    // One of two words, so that nobody writes it now; an item's last tiles can leave bits, which find empty buffers.
+    // One of two words, so that nobody writes it now.
     const std::uint32_t full = const_cast<const volatile std::uint32_t&>(shared_.full[group_][parity_]);
     if (full == 0) return;
     __threadfence();  // buffers are read past the first-level cache
@@ -56,14 +56,16 @@ class Collector {
     parity_ ^= 1;
     if (call_.scores != nullptr) return store(scores, key);
     if (j == 0 && tiles > 1) return put_aside(scores);
+    // After the last two tiles nobody cuts.  They meet no barrier on their way, so a warp that is late may still look at either word.
+    const bool cut_follows = j + 2 < tiles;
     if (j <= 1) {
       Scores before;  // the first tile's: the second one lies far from it
       if (j == 1) take_back(before);
       const int key_before = item().key + warp_ * 16 + lane_ / 4;
       open_rows(scores, key, before, key_before, j == 1);
-      if (j == 1) append(before, key_before);
+      if (j == 1) append(before, key_before, cut_follows);
     }
-    append(scores, key);
+    append(scores, key, cut_follows);
   }
 
  private:
@@ -82,7 +84,10 @@ class Collector {
   __device__ int limit() const { return call_.plan.capacity - 2 * Tile::keys; }
 
   /// The four warps of the group meet.
-  __device__ void meet() const { ptx::bar_sync(3 + group_, 128); }
+  __device__ void meet() const {
+    __syncwarp();  // the barrier wants whole warps
+    ptx::bar_sync(3 + group_, 128);
+  }
 
   /// In one piece, and by an atomic: PTX promises nothing of a compare-and-swap beside ordinary stores to shared memory.
   __device__ void set_rejected(int row, const RejectedScore& to) const {
@@ -173,7 +178,7 @@ class Collector {
   }
 
   /// Those of the lane's scores that are not surely beaten.
-  __device__ void append(const Scores& scores, int key) {
+  __device__ void append(const Scores& scores, int key, bool cut_follows) {
     float below[own_rows];
     bool  passes = false;
 #pragma unroll
@@ -196,7 +201,7 @@ class Collector {
       const unsigned mask0 = __ballot_sync(0xffffffffu, take0), mask1 = __ballot_sync(0xffffffffu, take1);
       const int      n0 = __popc(mask0 & row_mask), n = n0 + __popc(mask1 & row_mask);
       int            place = ptx::atom_shared_add_if(lane_ < 4 && n > 0, &state.count, n);
-      if (lane_ < 4 && n > 0 && place + n > limit()) atomicOr(&shared_.full[group_][parity_], 1u << (r * 4 + lane_));
+      if (lane_ < 4 && n > 0 && cut_follows && place + n > limit()) atomicOr(&shared_.full[group_][parity_], 1u << (r * 4 + lane_));
       place               = __shfl_sync(0xffffffffu, place, lane_ % 4);
       Entry* const buffer = buffer_of(row);
       ptx::st_global_if(take0, buffer + place + __popc(mask0 & before_me), entry0);

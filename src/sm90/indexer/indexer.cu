@@ -66,8 +66,10 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
     }
     if (key_tiles > 0)
       collect(key_tiles - 1);
-    else if (lane == 0)
-      ptx::mbarrier_arrive(&shared.queries_empty[group]);
+    else {
+      __syncwarp();  // a lane that still waits for the queries would miss their phase
+      if (lane == 0) ptx::mbarrier_arrive(&shared.queries_empty[group]);
+    }
     __threadfence();  // candidates are read past the first-level cache
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&shared.collected[item_at.slot]);
