@@ -82,7 +82,7 @@ class Collector {
       *reinterpret_cast<float4*>(scores.of + i) = *reinterpret_cast<const float4*>(row_scores(slot) + own_key(i));
     return scores;
   }
-  __device__ const RowKeys& keys_of(const Item& item, int row) const { return item.rows[group_ * rows + row]; }
+  __device__ const RowKeys& keys_of(const Item& item, int row) const { return item.rows[item.first_row(group_) + row]; }
   __device__ RowState&      state_of(int row) const { return shared_.rows[group_ * rows + row]; }
   __device__ RejectedScore& rejected(int row) const { return shared_.rejected[group_ * rows + row]; }
   /// In one piece, and by an atomic: PTX promises nothing of a compare-and-swap beside ordinary stores to shared memory.
@@ -94,13 +94,14 @@ class Collector {
   }
   __device__ Entry* buffer_of(int row) const { return buffers_ + static_cast<std::int64_t>(row) * call_.plan.capacity; }
 
-  /// Calls tile(number, slot, first key, the next tile's) for every tile of keys.
+  /// Calls tile(number, slot, first key, the next tile's) for every tile of keys that is this group's.
   template <class OnTile>
   __device__ void for_each_tile(const Item& item, const OnTile& on_tile) {
     KeyTileOrder order(item.key_tiles, item.period, item.stride);
     for (int j = 0; j < item.key_tiles; ++j) {
       const int key = item.key + order.at * Tile::keys;
       order.next();
+      if (!item.has_tile(group_, j)) continue;
       ptx::mbarrier_wait(&shared_.scores_full[group_][at_.slot], at_.round);
       on_tile(j, at_.slot, key, item.key + order.at * Tile::keys);
       __syncwarp();
@@ -257,35 +258,54 @@ class Collector {
     open_bins(row, just_below(static_cast<std::uint32_t>(kth >> 32)));
   }
 
-  /// indexer_score: every column of every row, -infinity where a key is not legal.
+  /// indexer_score: every column of every row, -infinity where a key is not legal, or the legal ones alone.
   __device__ void store(const Item& item) {
-    const auto column_of = [&](const RowKeys& keys, int key) { return static_cast<std::int64_t>(key) - keys.first_key; };
-    const auto to        = [&](int row) {
-      return call_.scores + item.batch * call_.score_strides[0] + (item.row + group_ * rows + row) * call_.score_strides[1];
+    const auto to = [&](int row) {
+      return call_.scores + item.batch * call_.score_strides[0] + (item.row + item.first_row(group_) + row) * call_.score_strides[1];
     };
-    const auto  exists  = [&](int row) { return item.row + group_ * rows + row < call_.problem.queries; };
-    const float nothing = -__int_as_float(0x7f800000);
-    for (int r = 0; r < rows && exists(r); ++r) {
-      const RowKeys      keys  = keys_of(item, r);
-      const std::int64_t begin = clip(column_of(keys, item.key), 0, call_.score_columns);
-      const std::int64_t end   = clip(column_of(keys, item.key) + item.key_tiles * Tile::keys, begin, call_.score_columns);
-      if (item.split == 0)
-        for (std::int64_t column = lane_; column < begin; column += 32) to(r)[column] = nothing;
-      if (item.split == call_.plan.splits - 1)
-        for (std::int64_t column = end + lane_; column < call_.score_columns; column += 32) to(r)[column] = nothing;
-    }
+    const auto exists = [&](int row) { return item.row + item.first_row(group_) + row < call_.problem.queries; };
+    if (!call_.only_legal && (group_ == 0 || !item.shared))
+      for (int r = 0; r < rows && exists(r); ++r) store_around(item, keys_of(item, r), to(r));
+    const bool    mine      = exists(row());
+    const RowKeys keys      = keys_of(item, row());
+    float* const  row_start = to(row());
     for_each_tile(item, [&](int, int slot, int first_key, int) {
-      if (!exists(row())) return;
-      const RowKeys keys = keys_of(item, row());
-      const OwnKeys own  = scores(slot);
+      if (!mine) return;
 #pragma unroll
-      for (int i = 0; i < own_keys; ++i) {
-        const int          key    = first_key + own_key(i);
-        const std::int64_t column = column_of(keys, key);
-        if (column >= 0 && column < call_.score_columns) to(row())[column] = keys.begin <= key && key < keys.end ? own.of[i] : nothing;
+      for (int i = 0; i < own_keys; i += 4) {
+        const int key = first_key + own_key(i);
+        store_four(*reinterpret_cast<const float4*>(row_scores(slot) + own_key(i)), row_start, key - keys.first_key,
+                   keys.begin - keys.first_key, keys.end - keys.first_key);
       }
     });
   }
+
+  /// The columns that lie before and after all tiles of keys.
+  __device__ void store_around(const Item& item, const RowKeys& keys, float* to) const {
+    const std::int64_t first = static_cast<std::int64_t>(item.key) - keys.first_key;
+    const std::int64_t begin = clip(first, 0, call_.score_columns);
+    const std::int64_t end   = clip(first + static_cast<std::int64_t>(item.key_tiles) * Tile::keys, begin, call_.score_columns);
+    if (item.split == 0)
+      for (std::int64_t column = lane_; column < begin; column += 32) to[column] = nothing();
+    if (item.split == call_.plan.splits - 1)
+      for (std::int64_t column = end + lane_; column < call_.score_columns; column += 32) to[column] = nothing();
+  }
+
+  /// Scores of columns `column` ... `column` + 3, of which [begin, end) are legal; as one vector if they can go so.
+  __device__ void store_four(const float4& scores, float* to, std::int64_t column, int begin, int end) const {
+    float* const at = to + column;
+    if (begin <= column && column + 4 <= end && column + 4 <= call_.score_columns && reinterpret_cast<std::uintptr_t>(at) % 16 == 0) {
+      *reinterpret_cast<float4*>(at) = scores;
+      return;
+    }
+    const float of[4] = {scores.x, scores.y, scores.z, scores.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool legal = begin <= column + i && column + i < end;
+      if (column + i >= 0 && column + i < call_.score_columns && (legal || !call_.only_legal)) at[i] = legal ? of[i] : nothing();
+    }
+  }
+  __device__ static float nothing() { return -__int_as_float(0x7f800000); }
 
   const IndexerCall&              call_;
   SharedState<Tile>&              shared_;
