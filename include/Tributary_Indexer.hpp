@@ -193,8 +193,8 @@ void indexer_score(const Query& query, const Key& key, const Weights& weights, c
   indexer_score(typename Query::execution_space{}, query, key, weights, scores, options);
 }
 
-/// Bytes that indexer_topk needs as its workspace for these arguments on this instance.  It is bounded in
-/// the number of keys but not the same for every shape (few queries are split): ask for each.
+/// Bytes that indexer_topk needs as its workspace for these arguments on this instance.  It is bounded
+/// whatever the number of keys, but not the same for every shape (few queries are treated otherwise): ask for each.
 template <ExecutionSpace Exec, Impl::AnyView Query, Impl::AnyView Key, Impl::AnyView Weights, Impl::AnyView Indices,
           Impl::OptionalView Scores>
 std::size_t indexer_topk_workspace_size(const Exec& exec, const Query& query, const Key& key, const Weights& weights,
@@ -204,7 +204,8 @@ std::size_t indexer_topk_workspace_size(const Exec& exec, const Query& query, co
 }
 
 /// For every query the k legal keys with the highest indexer scores, found while the keys stream past: no array of queries x keys
-/// is ever held.  Order, ties, NaN and padding are topk's; the result is a function of the scores alone.
+/// is ever held, but for 32 MiB of scores at most (few queries, Hopper level).  Order, ties, NaN and padding are topk's; the result is a
+/// function of the scores alone.
 ///
 /// \param exec     execution-space instance; all work is queued on it
 /// \param query    [B, S, H, D], or [S, H, D] for one sequence or packed ones; float, bfloat16_t, half_t or float8_e4m3_t

@@ -4,6 +4,7 @@
 #include "indexer/indexer_tile.hpp"
 #include "sm90/device.hpp"
 #include "sm90/indexer/indexer.hpp"
+#include "sm90/indexer/stored_topk.hpp"
 #include "topk/topk.hpp"
 
 namespace Tributary::Impl {
@@ -309,8 +310,8 @@ void topk_portable(const Exec& exec, const IndexerProblem& problem, const TopkOu
 
 // The Hopper level, where the build has it.
 
-/// The fused kernel, for calls that fill the chip with queries.  Where there are few of them, their keys are cut into parts and partial
-/// lists merged.
+/// The fused kernel, for calls that fill the chip with queries.  Where there are few of them, and yet too many for their scores to be
+/// stored, their keys are cut into parts and partial lists merged.
 template <class Exec>
 struct HopperCall {
   SM90::IndexerPlan plan;
@@ -383,7 +384,12 @@ std::size_t indexer_topk_workspace_size(const Exec& exec, const IndexerTopkArgum
   WorkspaceLayout layout;
   if (level == Level::portable) TopkCall<Exec>(exec, problem, output, options, layout);
   if constexpr (has_sm90<Exec>)
-    if (level == Level::hopper) HopperCall<Exec>(exec, problem, output.top_k, options, layout);
+    if (level == Level::hopper) {
+      if (SM90::stores_scores(problem, options.key_splits))
+        SM90::StoredTopk<Exec>(exec, problem, output, layout);
+      else
+        HopperCall<Exec>(exec, problem, output.top_k, options, layout);
+    }
   return layout.size();
 }
 
@@ -400,6 +406,11 @@ void indexer_topk(const Exec& exec, const IndexerTopkArguments& arguments, const
   WorkspaceLayout layout(workspace_base("indexer_topk", workspace, indexer_topk_workspace_size(exec, arguments, options)));
   if constexpr (has_sm90<Exec>)
     if (level == Level::hopper) {
+      if (SM90::stores_scores(problem, options.key_splits)) {
+        const SM90::StoredTopk<Exec> call(exec, problem, output, layout);
+        log_hopper("indexer_topk, scores stored", call.plan);
+        return call.run(exec, problem, output);
+      }
       const HopperCall<Exec> call(exec, problem, output.top_k, options, layout);
       log_hopper("indexer_topk", call.plan);
       SM90::indexer_topk(exec, problem, call.plan, output, call.merge.partials, call.merge.keep);

@@ -7,8 +7,8 @@
 #include "sm90/ptx/mbarrier.cuh"
 #include "sm90/ptx/predicated.cuh"
 
-// What becomes of scores: a math warp appends those that beat their row's threshold to the row's buffer in device memory (which stays in the
-// second-level cache), or, for indexer_score, stores them all.  It does so while the next tile is multiplied.
+// What becomes of scores: a math warp appends those that beat their row's threshold to the row's buffer in device memory (which stays in
+// the second-level cache), or, for indexer_score, stores them all.  It does so while the next tile is multiplied.
 
 namespace Tributary::Impl::SM90 {
 
@@ -20,8 +20,8 @@ __device__ inline float just_below(std::uint32_t image) {
   return score_of(static_cast<Entry>(lower) << 32);
 }
 
-/// One math warp's part.  The four warps of a group share the rows and their buffers, each has other keys; a row has an owner among them, who
-/// opens and cuts its buffer.
+/// One math warp's part.  The four warps of a group share the rows and their buffers, each has other keys; a row has an owner among them,
+/// who opens and cuts its buffer.
 template <class Tile>
 class Collector {
  public:
@@ -74,8 +74,8 @@ class Collector {
 
   __device__ const WorkItem<Tile::queries>& item() const { return shared_.items[slot_]; }
   /// Of the lane's r-th row, in the team's tile.
-  __device__ int            own_row(int r) const { return group_ * Tile::group_queries + r * 4 + lane_ % 4; }
-  __device__ RowState&      state_of(int row) const { return shared_.rows[slot_][row]; }
+  __device__ int       own_row(int r) const { return group_ * Tile::group_queries + r * 4 + lane_ % 4; }
+  __device__ RowState& state_of(int row) const { return shared_.rows[slot_][row]; }
   __device__ std::uint32_t* bins_of(int row) const {
     return reinterpret_cast<std::uint32_t*>(scratch_ + Tile::bins_offset) + row * Tile::bins;
   }
@@ -95,10 +95,8 @@ class Collector {
   }
 
   /// The first tile's scores wait for the second's where the bins will be.
-  __device__ float& aside(int r, int i) const {
-    return reinterpret_cast<float*>(bins_of(own_row(r)))[warp_ * 16 + lane_ / 4 + 8 * i];
-  }
-  __device__ void put_aside(const Scores& scores) const {
+  __device__ float& aside(int r, int i) const { return reinterpret_cast<float*>(bins_of(own_row(r)))[warp_ * 16 + lane_ / 4 + 8 * i]; }
+  __device__ void   put_aside(const Scores& scores) const {
 #pragma unroll
     for (int r = 0; r < own_rows; ++r)
 #pragma unroll
@@ -195,8 +193,8 @@ class Collector {
       const Entry    least  = state.threshold;
       const auto     column = static_cast<std::uint32_t>(key - keys.first_key);
       const Entry    entry0 = make_entry(sortable(scores[r][0]), column), entry1 = make_entry(sortable(scores[r][1]), column + 8);
-      const bool     take0 = !(scores[r][0] <= below[r]) & (entry0 > least) & (keys.begin <= key) & (key < keys.end);
-      const bool     take1 = !(scores[r][1] <= below[r]) & (entry1 > least) & (keys.begin <= key + 8) & (key + 8 < keys.end);
+      const bool     take0    = !(scores[r][0] <= below[r]) & (entry0 > least) & (keys.begin <= key) & (key < keys.end);
+      const bool     take1    = !(scores[r][1] <= below[r]) & (entry1 > least) & (keys.begin <= key + 8) & (key + 8 < keys.end);
       const unsigned row_mask = lanes_of_a_row << lane_ % 4, before_me = row_mask & ((1u << lane_) - 1);
       const unsigned mask0 = __ballot_sync(0xffffffffu, take0), mask1 = __ballot_sync(0xffffffffu, take1);
       const int      n0 = __popc(mask0 & row_mask), n = n0 + __popc(mask1 & row_mask);
@@ -231,19 +229,21 @@ class Collector {
     open_bins(row, just_below(static_cast<std::uint32_t>(kth >> 32)));
   }
 
-  /// indexer_score: -infinity where a key is not legal.
+  /// indexer_score: -infinity where a key is not legal, or the legal ones alone.
   __device__ void store(const Scores& scores, int key) const {
+    const int first_row = item().first_row(group_) + lane_ % 4;
 #pragma unroll
     for (int r = 0; r < own_rows; ++r) {
-      const std::int64_t row = item().row + own_row(r);
+      const std::int64_t row = item().row + first_row + r * 4;
       if (row >= call_.problem.queries) continue;
-      const RowKeys& keys = item().rows[own_row(r)];
+      const RowKeys& keys = item().rows[first_row + r * 4];
       float* const   to   = call_.scores + item().batch * call_.score_strides[0] + row * call_.score_strides[1];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const std::int64_t column = static_cast<std::int64_t>(key) + 8 * i - keys.first_key;
         const bool         legal  = keys.begin <= key + 8 * i && key + 8 * i < keys.end;
-        if (column >= 0 && column < call_.score_columns) to[column] = legal ? scores[r][i] : -__int_as_float(0x7f800000);
+        if (column >= 0 && column < call_.score_columns && (legal || !call_.only_legal))
+          to[column] = legal ? scores[r][i] : -__int_as_float(0x7f800000);
       }
     }
   }

@@ -66,8 +66,8 @@ __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& st
     const auto      edge_of  = [&](int bin) { return sortable(of.edge(bin)); };  // none: 0, which only NaN has
     const auto      value_of = [](std::uint32_t image) { return score_of(static_cast<Entry>(image) << 32); };
     clear_bins(bins, lane);
-    for_each_entry<in_flight>(
-        buffer, count, lane, [&](Entry entry, bool real) { ptx::red_shared_inc_if(real, bins + of(score_of(entry))); });
+    for_each_entry<in_flight>(buffer, count, lane,
+                              [&](Entry entry, bool real) { ptx::red_shared_inc_if(real, bins + of(score_of(entry))); });
     __syncwarp();
     if (emit_sorted<in_flight>(
             buffer, count, wanted, bins, room, lane, edge_of, value_of, [](Entry entry) { return entry; }, put))
@@ -137,9 +137,9 @@ __device__ void finish(const IndexerCall& call, SharedState<Tile>& shared, unsig
 #pragma unroll 1
     for (int row = finisher; row < Tile::queries && item.row + row < call.problem.queries; row += finishers) {
       RowState& state = shared.rows[item_at.slot][row];
-      if (call.scores != nullptr)
-        fill_outside<Tile>(call, item, row, lane);
-      else {
+      if (call.scores != nullptr) {
+        if (!call.only_legal) fill_outside<Tile>(call, item, row, lane);
+      } else {
         const RowOutput out(call, item.batch, item.row + row, item.split);
         emit_row<Tile>(out, out.by_index(call), state, buffer<Tile>(call, team, item_at.slot, row), bins, room, lane);
       }

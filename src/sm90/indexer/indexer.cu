@@ -1,6 +1,7 @@
 #include "sm90/indexer/indexer.hpp"
 
 #include <algorithm>
+#include <limits>
 
 #include "sm90/device.hpp"
 #include "sm90/indexer/collect.cuh"
@@ -13,8 +14,8 @@
 // Scores of tiles of queries against a stream of key tiles, and the k best keys of every query.
 //
 // One team an SM draws work items.  A warp loads; two warpgroups take turns at the tensor cores, each with its own queries and a register
-// file full of products, which it reduces while the other multiplies, and keep the scores that are not below their row's threshold; one warp
-// raises the thresholds, two sort what was kept of the item before.  The warps hand over to each other by mbarriers.
+// file full of products, which it reduces while the other multiplies, and keep the scores that are not below their row's threshold; one
+// warp raises the thresholds, two sort what was kept of the item before.  The warps hand over to each other by mbarriers.
 
 namespace Tributary::Impl::SM90 {
 namespace {
@@ -33,11 +34,13 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
   if (group == 1) ptx::bar_arrive(other_turn, 256);
   for (RingPosition<2> item_at;; item_at.next(), round ^= 1) {
     ptx::mbarrier_wait(&shared.item_full[item_at.slot], item_at.round);
-    const int batch = shared.items[item_at.slot].batch, key_tiles = shared.items[item_at.slot].key_tiles;
+    const auto& item  = shared.items[item_at.slot];
+    const int   batch = item.batch, key_tiles = item.key_tiles;
     if (batch < 0) break;
+    const int shared_queries = item.shared ? 1 : 0, first_tile = shared_queries & group;
     collector.begin(item_at.slot);
     Scoring<Tile> scoring;
-    scoring.load_weights(call.problem, batch, shared.items[item_at.slot].row + group * Tile::group_queries, lane);
+    scoring.load_weights(call.problem, batch, item.row + item.first_row(group), lane);
     float                             accumulator[128], sum[2][Tile::group_queries];
     typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
     int                               first_key = 0;
@@ -48,27 +51,36 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
     };
     ptx::mbarrier_wait(&shared.queries_full[group], round);
     for (int j = 0; j < key_tiles; ++j, stage.next()) {
-      ptx::mbarrier_wait(&shared.keys_full[stage.slot], stage.round);
-      __syncwarp();  // wgmma and its barriers want whole warps
+      if (((j ^ group) & shared_queries) != 0) continue;  // the other one's, which also releases it
+      __syncwarp();                                       // wgmma and its barriers want whole warps
       ptx::bar_sync(my_turn, 256);
+      // Not before the turn: then the other warpgroup has seen the tile before this one, and if the stage's last tile was its own, that
+      // one, too.  So this one's phase is the next to complete.
+      ptx::mbarrier_wait(&shared.keys_full[stage.slot], stage.round);
+      __syncwarp();
       collector.cut_full_rows();
       Scoring<Tile>::multiply(accumulator, keys_descriptor + stage.slot * (Tile::key_bytes / 16), queries_descriptor);
       ptx::bar_arrive(other_turn, 256);
-      if (j > 0) collect(j - 1);  // the tile before, while this one is multiplied
+      if (j > first_tile) collect(j - 1);  // the tile before, while this one is multiplied
       first_key = shared.stage_key[stage.slot];
       if constexpr (Scoring<Tile>::scaled) key_scales.load(call.problem, batch, first_key, warp_in_group * 16, lane);
       __syncwarp();
       ptx::wgmma_wait_group<0>();
       ptx::pin(accumulator);
-      if (lane == 0) ptx::mbarrier_arrive(&shared.keys_empty[stage.slot]);
-      if (lane == 0 && j == key_tiles - 1) ptx::mbarrier_arrive(&shared.queries_empty[group]);
+      if (lane == 0) ptx::mbarrier_arrive(&shared.keys_empty[stage.slot], 1 + shared_queries);
+      if (lane == 0 && j + 1 + shared_queries >= key_tiles) ptx::mbarrier_arrive(&shared.queries_empty[group]);
       scoring.sum_heads(accumulator, sum);
     }
-    if (key_tiles > 0)
+    if (key_tiles > first_tile)
       collect(key_tiles - 1);
     else {
       __syncwarp();  // a lane that still waits for the queries would miss their phase
       if (lane == 0) ptx::mbarrier_arrive(&shared.queries_empty[group]);
+    }
+    if ((first_tile & key_tiles) != 0) {  // as many turns as the other one
+      __syncwarp();
+      ptx::bar_sync(my_turn, 256);
+      ptx::bar_arrive(other_turn, 256);
     }
     __threadfence();  // candidates are read past the first-level cache
     __syncwarp();
@@ -168,6 +180,26 @@ void run_any(const char* label, const Kokkos::Cuda& exec, const IndexerCall& cal
 
 std::int64_t tile_queries(const IndexerProblem& problem) { return 512 / problem.heads; }
 
+/// Parts of a tile's keys where scores are stored and none are merged: those with which the work ends soonest.  Work goes in waves of a
+/// part an SM, of its key tiles and some four more, until its queries have come and its last scores are stored.
+std::int64_t splits_that_fill(std::int64_t tiles, std::int64_t keys, std::int64_t processors) {
+  constexpr std::int64_t start     = 4;
+  const std::int64_t     key_tiles = (keys + 63) / 64;
+  std::int64_t           best = 1, least = std::numeric_limits<std::int64_t>::max();
+  for (std::int64_t splits = 1; splits <= std::min(processors, key_tiles); ++splits) {
+    const std::int64_t waves = (tiles * splits + processors - 1) / processors, time = waves * ((key_tiles + splits - 1) / splits + start);
+    if (time <= least) best = splits, least = time;
+  }
+  return best;
+}
+
+/// Parts of a tile's keys where each leaves a list: for few tiles, so that the parts fill the chip; none shorter than a few key tiles, or
+/// than four times k, which each part leaves.
+std::int64_t splits_to_merge(std::int64_t tiles, std::int64_t keys, std::int64_t top_k, std::int64_t processors) {
+  if (tiles == 0 || tiles > processors / 2) return 1;
+  return std::min(processors / tiles, std::max<std::int64_t>(1, keys / std::max<std::int64_t>(256, 4 * top_k)));
+}
+
 }  // namespace
 
 template <class Exec>
@@ -190,14 +222,12 @@ template <class Exec>
 IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t top_k, std::int64_t key_splits, WorkspaceLayout& layout) {
   const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount, queries = tile_queries(p);
   IndexerPlan        plan{};
-  plan.tiles = (p.queries + queries - 1) / queries;
-  // Few tiles: parts of the keys fill the chip; none shorter than a few key tiles, or than four times k, which each part leaves.
-  const std::int64_t tiles = p.batch * plan.tiles, least = std::max<std::int64_t>(256, 4 * top_k);
-  std::int64_t       splits = 1;
-  if (tiles > 0 && tiles <= processors / 2) splits = std::min(processors / tiles, std::max<std::int64_t>(1, p.keys / least));
-  if (key_splits > 0) splits = key_splits;
-  plan.splits = static_cast<std::int32_t>(splits);
-  plan.teams  = static_cast<std::int32_t>(std::min(processors, plan.items(p.batch)));
+  plan.tiles               = (p.queries + queries - 1) / queries;
+  const std::int64_t tiles = p.batch * plan.tiles;
+  plan.splits              = static_cast<std::int32_t>(key_splits > 0 ? key_splits
+                                                       : top_k == 0   ? splits_that_fill(tiles, p.keys, processors)
+                                                                      : splits_to_merge(tiles, p.keys, top_k, processors));
+  plan.teams               = static_cast<std::int32_t>(std::min(processors, plan.items(p.batch)));
   // Shuffled keys bring about k (1 + ln(n / k)) candidates, of which the buffer holds those of a few hundred thousand keys; when it is full
   // it is cut.  A team has buffers for the item that it scores and for the one before.
   plan.capacity   = top_k == 0 ? 0 : (top_k <= 1024 ? 3584 : 8192);
@@ -218,11 +248,14 @@ void indexer_topk(const Exec& exec, const IndexerProblem& problem, const Indexer
            .keep          = keep,
            .scores        = nullptr,
            .score_strides = {},
-           .score_columns = 0});
+           .score_columns = 0,
+           .only_legal    = false,
+           .ranges        = nullptr});
 }
 
 template <class Exec>
-void indexer_score(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const Tensor<float, 3>& scores) {
+void indexer_score(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const Tensor<float, 3>& scores,
+                   bool only_legal, std::int32_t* ranges) {
   run_any("Tributary::indexer_score::hopper", exec,
           {.problem       = problem,
            .plan          = plan,
@@ -231,13 +264,15 @@ void indexer_score(const Exec& exec, const IndexerProblem& problem, const Indexe
            .keep          = 0,
            .scores        = scores.data,
            .score_strides = {scores.strides[0], scores.strides[1]},
-           .score_columns = scores.extents[2]});
+           .score_columns = scores.extents[2],
+           .only_legal    = only_legal,
+           .ranges        = ranges});
 }
 
 using Space = Kokkos::Cuda;
 template std::string no_indexer(const Space&, const IndexerProblem&, std::int64_t);
 template IndexerPlan plan_indexer(const Space&, const IndexerProblem&, std::int64_t, std::int64_t, WorkspaceLayout&);
 template void        indexer_topk(const Space&, const IndexerProblem&, const IndexerPlan&, const TopkOutput&, Entry*, std::int64_t);
-template void        indexer_score(const Space&, const IndexerProblem&, const IndexerPlan&, const Tensor<float, 3>&);
+template void        indexer_score(const Space&, const IndexerProblem&, const IndexerPlan&, const Tensor<float, 3>&, bool, std::int32_t*);
 
 }  // namespace Tributary::Impl::SM90

@@ -28,6 +28,7 @@ struct IndexerPlan {
   KOKKOS_INLINE_FUNCTION std::int64_t items(std::int64_t batch) const { return batch * tiles * splits; }
 };
 
+/// \param top_k       0: for indexer_score
 /// \param key_splits  0: chosen here
 template <class Exec>
 IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& problem, std::int64_t top_k, std::int64_t key_splits,
@@ -38,7 +39,10 @@ template <class Exec>
 void indexer_topk(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const TopkOutput& output, Entry* partials,
                   std::int64_t keep);
 
+/// \param only_legal  leave the places of keys that are not legal as they are, instead of -infinity
+/// \param ranges      [batch][queries][2], out: the columns of each row's legal keys, [begin, end), empty or not; or null
 template <class Exec>
-void indexer_score(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const Tensor<float, 3>& scores);
+void indexer_score(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const Tensor<float, 3>& scores,
+                   bool only_legal = false, std::int32_t* ranges = nullptr);
 
 }  // namespace Tributary::Impl::SM90

@@ -27,6 +27,9 @@ __device__ void describe_item(const IndexerCall& call, std::int64_t number, Work
   const std::int64_t batch = tile % call.problem.batch, row = (call.plan.tiles - 1 - tile / call.problem.batch) * Tile::queries;
   RowKeys            keys{0, 0, 0};
   if (lane < Tile::queries) item.rows[lane] = keys = row_keys(call.problem, batch, row + lane);
+  if (call.ranges != nullptr && split == 0 && lane < Tile::queries && row + lane < call.problem.queries)
+    reinterpret_cast<int2*>(call.ranges)[batch * call.problem.queries + row + lane] = {keys.begin - keys.first_key,
+                                                                                       keys.end - keys.first_key};
   const bool         some  = keys.begin < keys.end;
   const std::int32_t begin = __reduce_min_sync(0xffffffffu, some ? keys.begin : 0x7fffffff);
   const std::int32_t end   = __reduce_max_sync(0xffffffffu, some ? keys.end : 0);
@@ -44,6 +47,8 @@ __device__ void describe_item(const IndexerCall& call, std::int64_t number, Work
     item.key_tiles = tiles;
     item.period    = period;
     item.stride    = stride;
+    // Rows past the last would leave the second warpgroup nothing to do.  (A row's candidates have one collector, a row's scores any.)
+    item.shared = call.scores != nullptr && row + Tile::group_queries >= call.problem.queries;
   }
 }
 
@@ -57,8 +62,8 @@ __device__ void load_queries(const IndexerCall& call, SharedState<Tile>& shared,
 #pragma unroll
     for (int panel = 0; panel < Tile::panels; ++panel)
       ptx::cp_async_bulk_tensor(scratch + group * Tile::group_offset + panel * Tile::columns * Tile::panel_bytes, &call.maps()->query,
-                                &shared.queries_full[group], panel * Tile::head_dim / Tile::panels, 0,
-                                item.row + group * Tile::group_queries, item.batch);
+                                &shared.queries_full[group], panel * Tile::head_dim / Tile::panels, 0, item.row + item.first_row(group),
+                                item.batch);
   }
 }
 

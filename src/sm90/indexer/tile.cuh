@@ -72,7 +72,12 @@ struct WorkItem {
   std::int32_t key;  // row of the first key tile
   std::int32_t key_tiles;
   std::int32_t period, stride;  // the order of the key tiles
+  bool         shared;          // both warpgroups have the first one's queries, and take turns at the key tiles
   RowKeys      rows[Queries];
+
+  /// The first of a warpgroup's rows.
+  __device__ int  first_row(int group) const { return shared ? 0 : group * (Queries / 2); }
+  __device__ bool has_tile(int group, int key_tile) const { return !shared || key_tile % 2 == group; }
 };
 
 /// The key tiles of an item in an order that jumps through them by golden sections: whatever trend the scores have along the keys, the
