@@ -9,11 +9,12 @@
 namespace Tributary::Impl::SM90 {
 
 /// The piece of keys `k`: rows as queries are in other segments.
+template <class Tile>
 __device__ inline GradientPiece describe_keys(const AttentionProblem& p, const Segment& k, std::int32_t key_head) {
   const Segment     queries{k.batch, k.sequence, k.first_key, k.keys, 0, k.keys, k.row - k.first_query, k.queries};
   const KeyInterval seen  = p.queries_of(k.first_query, k.first_query + k.rows - 1, queries);
-  const auto        first = static_cast<std::int32_t>(seen.begin / gradient_queries),
-             last         = static_cast<std::int32_t>((seen.end - 1) / gradient_queries);
+  const auto        first = static_cast<std::int32_t>(seen.begin / Tile::queries),
+             last         = static_cast<std::int32_t>((seen.end - 1) / Tile::queries);
   return {.batch            = static_cast<std::int32_t>(k.batch),
           .key_head         = key_head,
           .key_row          = static_cast<std::int32_t>(k.row),
@@ -53,7 +54,7 @@ class GradientLoader {
       for (std::int64_t row = begin; row < end;) {
         Segment k = by_key.segment(pair / p.key_heads, row, end, p.keys, p.queries);
         if (!ascending) k.keys = 0;
-        load(describe_keys(p, k, static_cast<std::int32_t>(pair % p.key_heads)));
+        load(describe_keys<Tile>(p, k, static_cast<std::int32_t>(pair % p.key_heads)));
         row += k.rows;
       }
     }
@@ -102,10 +103,10 @@ class GradientLoader {
     }
     __syncwarp();
     const std::int32_t steps = steps_of(call_.problem, piece);
-    for (std::int32_t n = 0; n < steps; ++n, stage_.next()) load_queries(piece, GradientStep(call_.problem, piece, n));
+    for (std::int32_t n = 0; n < steps; ++n, stage_.next()) load_queries(piece, GradientStep<Tile>(call_.problem, piece, n));
   }
 
-  __device__ void load_queries(const GradientPiece& piece, const GradientStep& step) {
+  __device__ void load_queries(const GradientPiece& piece, const GradientStep<Tile>& step) {
     std::uint64_t* const full = &shared_.queries_full[stage_.slot];
     const std::int32_t   row  = piece.query_row + step.first_query;
     ptx::mbarrier_wait(&shared_.queries_empty[stage_.slot], stage_.round ^ 1);
@@ -174,7 +175,7 @@ __device__ void clean_tiles(const AttentionBackwardCall& call, GradientShared<Ti
     arrive(&shared.keys_clean);
     const std::int32_t steps = steps_of(p, piece);
     for (std::int32_t n = 0; n < steps; ++n, stage.next()) {
-      const GradientStep step(p, piece, n);
+      const GradientStep<Tile> step(p, piece, n);
       ptx::mbarrier_wait(&shared.queries_full[stage.slot], stage.round);
       for (const int offset : {Tile::queries_offset, Tile::grad_out_offset})
         clean_rows(scratch + offset + stage.slot * Tile::query_bytes, Tile::queries, Tile::panels, lane,
