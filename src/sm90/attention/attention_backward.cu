@@ -51,18 +51,19 @@ class Differentiator {
     if (steps > 0) {
       ptx::mbarrier_wait(has_rows_to_clean(call_.problem) ? &shared_.keys_clean : &shared_.keys_full, keys_round_);
       keys_round_ ^= 1;
-      float scores[count], gradients[count];
+      float              scores[count], gradients[count];
+      GradientStep<Tile> step(call_.problem, piece);
       wait_for_queries();
       multiply_rows(scores, Tile::keys_offset, Tile::queries_offset);
       multiply_rows(gradients, Tile::values_offset, Tile::grad_out_offset);
       ptx::wgmma_wait_group<1>();
       ptx::pin(scores);
-      gradient.weigh(scores, GradientStep<Tile>(call_.problem, piece, 0), shared_.lse[stage_.slot]);
+      gradient.weigh(scores, step, shared_.lse[stage_.slot]);
       ptx::wgmma_wait_group<0>();
       ptx::pin(gradients);
 #pragma unroll 1
-      for (std::int32_t n = 0; n + 1 < steps; ++n) differentiate<false>(gradient, piece, n, scores, gradients, grad_key, grad_value);
-      differentiate<true>(gradient, piece, steps - 1, scores, gradients, grad_key, grad_value);
+      for (std::int32_t n = 0; n + 1 < steps; ++n) differentiate<false>(gradient, piece, n, step, scores, gradients, grad_key, grad_value);
+      differentiate<true>(gradient, piece, steps - 1, step, scores, gradients, grad_key, grad_value);
       release(&shared_.keys_empty);
     }
     store(piece, call_.grad_key, grad_key, call_.problem.scale, call_.problem.head_dim);
@@ -72,12 +73,12 @@ class Differentiator {
   /// A step: from weights and products of values with gradients of outputs to the next step's.  No branch around a product: ptxas would
   /// serialise them all.
   template <bool Last>
-  __device__ void differentiate(GradientScores<Tile>& gradient, const GradientPiece& piece, std::int32_t n, float (&scores)[count],
-                                float (&gradients)[count], float (&grad_key)[sums], float (&grad_value)[sums]) {
+  __device__ void differentiate(GradientScores<Tile>& gradient, const GradientPiece& piece, std::int32_t n, GradientStep<Tile>& step,
+                                float (&scores)[count], float (&gradients)[count], float (&grad_key)[sums], float (&grad_value)[sums]) {
     const int     slot = stage_.slot;
     std::uint32_t weights[count / 2];
     float         grad_query[32];
-    gradient.differentiate(scores, gradients, GradientStep<Tile>(call_.problem, piece, n), shared_.shift[slot], shared_.share[slot]);
+    gradient.differentiate(scores, gradients, step, shared_.shift[slot], shared_.share[slot]);
     share(gradients);
     pack<Element>(scores, weights);
     stage_.next();
@@ -109,7 +110,8 @@ class Differentiator {
       multiply_rows(gradients, Tile::values_offset, Tile::grad_out_offset);
       ptx::wgmma_wait_group<1>();
       ptx::pin(scores);
-      gradient.weigh(scores, GradientStep<Tile>(call_.problem, piece, n + 1), shared_.lse[stage_.slot]);
+      step.next(piece);
+      gradient.weigh(scores, step, shared_.lse[stage_.slot]);
       ptx::wgmma_wait_group<0>();
       ptx::pin(gradients);
     }
@@ -264,20 +266,17 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
   RingPosition<Tile::adders> adder_at;
   for (RingPosition<2> piece_at;; piece_at.next()) {
     ptx::mbarrier_wait(&shared.piece_full[piece_at.slot], piece_at.round);
-    const GradientPiece piece = shared.pieces[piece_at.slot];
-    ptx::mbarrier_arrive(&shared.piece_empty[piece_at.slot]);
+    const GradientPiece& piece = shared.pieces[piece_at.slot];
     if (piece.batch < 0) return ptx::cp_async_bulk_wait();
     const std::int32_t steps = steps_of(p, piece);
-    for (std::int32_t n = 0; n < steps; ++n, adder_at.next()) {
+    GradientStep<Tile> step(p, piece);
+    for (std::int32_t n = 0; n < steps; ++n, adder_at.next(), step.next(piece)) {
       if (adder_at.slot != adder) continue;
-      const GradientStep<Tile> step(p, piece, n);
       // How many blocks of keys come before this one, of those that the tile of queries sees.
-      const std::int32_t last  = min(step.first_query + Tile::queries, piece.sequence_queries) - 1 - step.first_query;
-      const KeyInterval  seen  = p.window_of(step.position, step.position + last, piece.sequence_keys);
-      const std::int64_t start = std::int64_t{piece.key_row} - piece.first_key;  // row of the sequence's first key
-      const auto         turn  = static_cast<std::int32_t>(piece.key_row / Tile::keys - (start + seen.begin) / Tile::keys);
-      const std::int64_t at =
-          call.plan.slot(piece.batch, p.packed, piece.query_row, piece.sequence, step.first_query / Tile::queries) * p.heads + step.head;
+      const std::int32_t start = piece.key_row - piece.first_key;  // row of the sequence's first key
+      const std::int32_t seen  = piece.left < 0 ? 0 : max(step.position(piece) - piece.left, 0);
+      const std::int32_t turn  = piece.key_row / Tile::keys - (start + seen) / Tile::keys;
+      const std::int64_t at    = (piece.first_slot + step.tile) * std::int64_t{p.heads} + step.head;
       if (p.deterministic) {
         while (ptx::ld_acquire(call.plan.turns + at) != turn) __nanosleep(20);
         ptx::fence_proxy_async_global();
@@ -304,6 +303,7 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
         ptx::st_release(call.plan.turns + at, turn + 1);
       }
     }
+    ptx::mbarrier_arrive(&shared.piece_empty[piece_at.slot]);
   }
 }
 

@@ -75,17 +75,16 @@ class GradientScores {
 
   /// Pairs outside the window, and rows that are none, get -infinity.
   __device__ void hide(float (&scores)[count], const GradientStep<Tile>& step) const {
-    const AttentionProblem& p = call_.problem;
     // Of the warp's 16 keys and all queries: i' - j, from the least to the greatest.
-    const std::int64_t least = step.position - (piece_.first_key + warp_row_ + 15),
-                       most  = step.position + Tile::queries - 1 - (piece_.first_key + warp_row_);
-    if (warp_row_ + 16 <= piece_.keys && (p.left < 0 || most <= p.left) && (p.right < 0 || least >= -p.right)) return;
+    const std::int32_t position = step.position(piece_), left = piece_.left, right = piece_.right;
+    const std::int32_t least = position - (piece_.first_key + warp_row_ + 15),
+                       most  = position + Tile::queries - 1 - (piece_.first_key + warp_row_);
+    if (warp_row_ + 16 <= piece_.keys && (left < 0 || most <= left) && (right < 0 || least >= -right)) return;
     std::int32_t begin[2], end[2];  // columns that see a row
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const std::int64_t key = piece_.first_key + row_ + 8 * r;
-      begin[r]               = p.right < 0 ? 0 : static_cast<std::int32_t>(clip(key - p.right - step.position, 0, Tile::queries));
-      end[r] = p.left < 0 ? Tile::queries : static_cast<std::int32_t>(clip(key + p.left - step.position + 1, 0, Tile::queries));
+      begin[r] = right < 0 ? 0 : key_of(r) - right - position;
+      end[r]   = left < 0 ? Tile::queries : key_of(r) + left - position + 1;
       if (row_ + 8 * r >= piece_.keys) end[r] = 0;
     }
     for_each(scores, [&](float& x, int r, int column) {
@@ -105,7 +104,7 @@ class GradientScores {
         slopes_[i]    = 1.0f - t * t;
       }
     }
-    const auto first_distance = static_cast<std::int32_t>(step.position) - piece_.first_key - row_;  // i' - j of the first row and column
+    const auto first_distance = step.position(piece_) - piece_.first_key - row_;  // i' - j of the first row and column
     if (p.alibi_slopes != nullptr) {
       const float slope = p.alibi_slopes[piece_.sequence * p.alibi_stride + step.head];
       for_each(scores, [&](float& x, int r, int column) { x -= slope * static_cast<float>(abs(first_distance + column - 8 * r)); });
@@ -148,7 +147,7 @@ class GradientScores {
     const AttentionProblem& p = call_.problem;
     for_each(factors, [&](float& factor, int r, int column) {
       const std::int64_t key   = p.key_offset + key_of(r);
-      const PhiloxBlock  words = dropout_words(p, piece_.sequence, step.head, p.query_offset + step.first_query + column, key / 4);
+      const PhiloxBlock  words = dropout_words(p, piece_.sequence, step.head, p.query_offset + step.first_query() + column, key / 4);
       if (words.of(key) < p.dropout_threshold) factor = 0.0f;
     });
   }
@@ -156,7 +155,7 @@ class GradientScores {
   /// The key's number in its sequence.
   __device__ std::int32_t key_of(int r) const { return piece_.first_key + row_ + 8 * r; }
   __device__ std::int64_t query_row(const GradientStep<Tile>& step, int column) const {
-    return piece_.query_row + min(step.first_query + column, piece_.sequence_queries - 1);
+    return piece_.query_row + min(step.first_query() + column, piece_.sequence_queries - 1);
   }
 
   const AttentionBackwardCall& call_;

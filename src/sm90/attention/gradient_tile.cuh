@@ -88,20 +88,28 @@ struct GradientPiece {
   std::int32_t sequence, first_key;  // key_row's number in it
   std::int32_t sequence_keys, sequence_queries;
   std::int32_t alignment;               // i' - i
+  std::int32_t left, right;             // the window; no longer than any sequence, -1: no limit
   std::int32_t query_row;               // of the tensors: the sequence's first
+  std::int32_t first_slot;              // of the plan: the sequence's first tile of queries
   std::int32_t query_tiles, last_tile;  // visited downwards, from this tile of the sequence on
 };
 
 /// A tile of queries of one head.
 template <class Tile>
 struct GradientStep {
-  std::int32_t head, first_query;  // number in the sequence
-  std::int64_t position;           // i' of that query
+  std::int32_t head, tile;  // the tile's number in the sequence
 
-  __device__ GradientStep(const AttentionProblem& p, const GradientPiece& piece, std::int32_t number)
-      : head(piece.key_head * (p.heads / p.key_heads) + number / piece.query_tiles),
-        first_query((piece.last_tile - number % piece.query_tiles) * Tile::queries),
-        position(std::int64_t{first_query} + piece.alignment) {}
+  /// The piece's first one.
+  __device__ GradientStep(const AttentionProblem& p, const GradientPiece& piece)
+      : head(piece.key_head * (p.heads / p.key_heads)), tile(piece.last_tile) {}
+
+  __device__ void next(const GradientPiece& piece) {
+    if (--tile > piece.last_tile - piece.query_tiles) return;
+    tile = piece.last_tile;
+    ++head;
+  }
+  __device__ std::int32_t first_query() const { return tile * Tile::queries; }                                    // number in the sequence
+  __device__ std::int32_t position(const GradientPiece& piece) const { return first_query() + piece.alignment; }  // i' of that query
 };
 
 __device__ inline std::int32_t steps_of(const AttentionProblem& p, const GradientPiece& piece) {
