@@ -61,6 +61,7 @@ std::vector<Range> reads_of(const Product& product) {
     add(b.start, columns * 128);
   } else {
     if (product.operands == Operands::across) add(Descriptor(product.a).start, 16 * 128);
+    if (product.operands == Operands::across_b) add(Descriptor(product.a).start, 64 * 128);
     for (std::uint32_t panel = 0; panel < columns / 64; ++panel) add(b.start + panel * b.leading, 16 * 128);
   }
   return reads;

@@ -38,10 +38,8 @@ template <class Exec>
 std::string no_attention_backward(const Exec& exec, const AttentionProblem& problem, const RotaryProblem& rotary,
                                   const AttentionBackwardArguments& arguments);
 
-/// Queries and keys that are worked on together; the former also cut the sums below.
-inline constexpr int gradient_queries = 64, gradient_keys = 128;
-/// Sums of gradients of gradient_queries queries, 64 columns of one head.
-inline constexpr int gradient_panel_floats = gradient_queries * 64;
+/// A part of the gradients of queries: 64 queries, 64 columns of one head.
+inline constexpr int gradient_part_floats = 64 * 64;
 
 /// How a call is cut, and its part of the workspace.  The keys' kernel adds to the gradients of queries, tile by tile of keys in the order
 /// of the keys: a block waits for its turn.
@@ -49,16 +47,17 @@ struct AttentionBackwardPlan {
   std::int64_t  blocks;   // of key rows, for each batch entry and key head
   std::int64_t  section;  // (batch entry, key head) pairs that are worked on together, so that their queries and sums stay in L2
   std::int64_t  slots;    // tiles of queries in a batch entry; a packed sequence's last one may be followed by one that is not used
+  std::int32_t  queries;  // of a tile
   std::int32_t  teams;
   void*         maps;       // of queries, keys, values and gradients of outputs, for the copy engine
   std::int32_t* next_item;  // the queue of work items
   std::int32_t* turns;      // [batch][slot][head]: blocks of keys that have been added
-  float*        sums;       // [batch][slot][head][panel of 64 columns][gradient_panel_floats], in the order of registers
+  float*        sums;       // [batch][slot][head][64 queries of the tile][64 columns][gradient_part_floats], in the order of registers
 
   /// The number of a sequence's tile of queries; query_row: of the sequence's first query.
   KOKKOS_INLINE_FUNCTION std::int64_t slot(std::int64_t batch, const PackedOffsets& packed, std::int64_t query_row, std::int64_t sequence,
                                            std::int64_t tile) const {
-    return batch * slots + query_row / gradient_queries + (packed.cu_seqlens_q == nullptr ? 0 : sequence) + tile;
+    return batch * slots + query_row / queries + (packed.cu_seqlens_q == nullptr ? 0 : sequence) + tile;
   }
 };
 

@@ -9,11 +9,14 @@
 namespace Tributary::Impl::SM90 {
 
 /// The piece of keys `k`: rows as queries are in other segments.
-__device__ inline GradientPiece describe_keys(const AttentionProblem& p, const Segment& k, std::int32_t key_head) {
-  const Segment     queries{k.batch, k.sequence, k.first_key, k.keys, 0, k.keys, k.row - k.first_query, k.queries};
-  const KeyInterval seen  = p.queries_of(k.first_query, k.first_query + k.rows - 1, queries);
-  const auto        first = static_cast<std::int32_t>(seen.begin / gradient_queries),
-             last         = static_cast<std::int32_t>((seen.end - 1) / gradient_queries);
+template <class Tile>
+__device__ GradientPiece describe_keys(const AttentionBackwardCall& call, const Segment& k, std::int32_t key_head) {
+  const AttentionProblem& p = call.problem;
+  const Segment           queries{k.batch, k.sequence, k.first_key, k.keys, 0, k.keys, k.row - k.first_query, k.queries};
+  const KeyInterval       seen  = p.queries_of(k.first_query, k.first_query + k.rows - 1, queries);
+  const auto              first = static_cast<std::int32_t>(seen.begin / Tile::queries),
+             last               = static_cast<std::int32_t>((seen.end - 1) / Tile::queries);
+  const auto limit              = [](std::int64_t window) { return static_cast<std::int32_t>(window < 1 << 30 ? window : 1 << 30); };
   return {.batch            = static_cast<std::int32_t>(k.batch),
           .key_head         = key_head,
           .key_row          = static_cast<std::int32_t>(k.row),
@@ -23,7 +26,10 @@ __device__ inline GradientPiece describe_keys(const AttentionProblem& p, const S
           .sequence_keys    = static_cast<std::int32_t>(k.queries),
           .sequence_queries = static_cast<std::int32_t>(k.keys),
           .alignment        = static_cast<std::int32_t>(p.alignment(queries)),
+          .left             = limit(p.left),
+          .right            = limit(p.right),
           .query_row        = static_cast<std::int32_t>(k.first_key),
+          .first_slot       = static_cast<std::int32_t>(call.plan.slot(k.batch, p.packed, k.first_key, k.sequence, 0)),
           .query_tiles      = seen.begin < seen.end ? last - first + 1 : 0,
           .last_tile        = last};
 }
@@ -53,7 +59,7 @@ class GradientLoader {
       for (std::int64_t row = begin; row < end;) {
         Segment k = by_key.segment(pair / p.key_heads, row, end, p.keys, p.queries);
         if (!ascending) k.keys = 0;
-        load(describe_keys(p, k, static_cast<std::int32_t>(pair % p.key_heads)));
+        load(publish(describe_keys<Tile>(call_, k, static_cast<std::int32_t>(pair % p.key_heads))));
         row += k.rows;
       }
     }
@@ -78,17 +84,20 @@ class GradientLoader {
     return !__any_sync(0xffffffffu, descends);
   }
 
-  __device__ void publish(const GradientPiece& piece) {
+  /// The piece where all warps find it.
+  __device__ const GradientPiece& publish(const GradientPiece& piece) {
+    GradientPiece& published = shared_.pieces[piece_at_.slot];
     if (lane_ == 0) {  // another lane might look when a piece without queries is done already, and wait for the next round
       ptx::mbarrier_wait(&shared_.piece_empty[piece_at_.slot], piece_at_.round ^ 1);
-      shared_.pieces[piece_at_.slot] = piece;
+      published = piece;
       ptx::mbarrier_arrive(&shared_.piece_full[piece_at_.slot]);
     }
     piece_at_.next();
+    __syncwarp();
+    return published;
   }
 
   __device__ void load(const GradientPiece& piece) {
-    publish(piece);
     if (piece.query_tiles == 0) return;
     ptx::mbarrier_wait(&shared_.keys_empty, keys_round_ ^ 1);
     keys_round_ ^= 1;
@@ -101,13 +110,24 @@ class GradientLoader {
       }
     }
     __syncwarp();
-    const std::int32_t steps = steps_of(call_.problem, piece);
-    for (std::int32_t n = 0; n < steps; ++n, stage_.next()) load_queries(piece, GradientStep(call_.problem, piece, n));
+    GradientStep<Tile> step(call_.problem, piece);
+    for (std::int32_t n = steps_of(call_.problem, piece); n > 0; --n, stage_.next(), step.next(piece)) load_queries(piece, step);
   }
 
-  __device__ void load_queries(const GradientPiece& piece, const GradientStep& step) {
+  __device__ void load_queries(const GradientPiece& piece, const GradientStep<Tile>& step) {
+    // What is known of the rows is on its way while the place is still in use.  A query that is none has no weight.
+    const RowStatistics& from = call_.statistics;
+    const std::int32_t   row  = piece.query_row + step.first_query();
+    const std::int64_t   at   = (piece.batch * std::int64_t{call_.problem.heads} + step.head) * call_.problem.queries + row + lane_;
+    float                lse[Tile::queries / 32], shift[Tile::queries / 32], share[Tile::queries / 32];
+#pragma unroll
+    for (int i = 0; i < Tile::queries / 32; ++i) {
+      const bool exists = step.first_query() + lane_ + 32 * i < piece.sequence_queries;
+      lse[i]            = exists ? from.lse[at + 32 * i] : __int_as_float(0x7f800000);
+      shift[i]          = exists ? from.shift[at + 32 * i] : 0.0f;
+      if constexpr (Tile::scores == Scores::biased) share[i] = exists && from.share != nullptr ? from.share[at + 32 * i] : 1.0f;
+    }
     std::uint64_t* const full = &shared_.queries_full[stage_.slot];
-    const std::int32_t   row  = piece.query_row + step.first_query;
     ptx::mbarrier_wait(&shared_.queries_empty[stage_.slot], stage_.round ^ 1);
     if (lane_ == 0) {
       ptx::mbarrier_arrive_expect_tx(full, 2 * Tile::query_bytes);
@@ -117,17 +137,11 @@ class GradientLoader {
         copy(to + Tile::grad_out_offset, &call_.maps()->grad_out, full, panel, step.head, row, piece.batch);
       }
     }
-    __syncwarp();
-    // A query that is none has no weight.
-    const RowStatistics& from = call_.statistics;
-    const std::int64_t   at   = (piece.batch * std::int64_t{call_.problem.heads} + step.head) * call_.problem.queries + row;
-    for (int q = lane_; q < Tile::queries; q += 32) {
-      const bool  exists            = step.first_query + q < piece.sequence_queries;
-      const float lse               = exists ? from.lse[at + q] : __int_as_float(0x7f800000);
-      shared_.lse[stage_.slot][q]   = Tile::scores == Scores::plain ? lse * log2_e : lse;
-      shared_.shift[stage_.slot][q] = exists ? from.shift[at + q] : 0.0f;
-      if constexpr (Tile::scores == Scores::biased)
-        shared_.share[stage_.slot][q] = exists && from.share != nullptr ? from.share[at + q] : 1.0f;
+#pragma unroll
+    for (int i = 0; i < Tile::queries / 32; ++i) {
+      shared_.lse[stage_.slot][lane_ + 32 * i]   = Tile::scores == Scores::plain ? lse[i] * log2_e : lse[i];
+      shared_.shift[stage_.slot][lane_ + 32 * i] = shift[i];
+      if constexpr (Tile::scores == Scores::biased) shared_.share[stage_.slot][lane_ + 32 * i] = share[i];
     }
     __syncwarp();
     if (lane_ == 0) ptx::mbarrier_arrive(full);
@@ -172,13 +186,12 @@ __device__ void clean_tiles(const AttentionBackwardCall& call, GradientShared<Ti
         return r < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.key_row + r] != 0);
       });
     arrive(&shared.keys_clean);
-    const std::int32_t steps = steps_of(p, piece);
-    for (std::int32_t n = 0; n < steps; ++n, stage.next()) {
-      const GradientStep step(p, piece, n);
+    GradientStep<Tile> step(p, piece);
+    for (std::int32_t n = steps_of(p, piece); n > 0; --n, stage.next(), step.next(piece)) {
       ptx::mbarrier_wait(&shared.queries_full[stage.slot], stage.round);
       for (const int offset : {Tile::queries_offset, Tile::grad_out_offset})
         clean_rows(scratch + offset + stage.slot * Tile::query_bytes, Tile::queries, Tile::panels, lane,
-                   [&](int r) { return step.first_query + r < piece.sequence_queries; });
+                   [&](int r) { return step.first_query() + r < piece.sequence_queries; });
       arrive(&shared.queries_clean[stage.slot]);
     }
   }

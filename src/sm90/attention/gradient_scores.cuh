@@ -1,7 +1,7 @@
 #pragma once
 #include "sm90/attention/gradient_tile.cuh"
 
-// From products to the gradients of scores, for a warpgroup's 64 keys (rows) and a step's 64 queries (columns).  A thread has two rows,
+// From products to the gradients of scores, for a warpgroup's 64 keys (rows) and a step's queries (columns).  A thread has two rows,
 // lane / 4 and 8 further, and the columns 8 n + 2 (lane % 4) + {0, 1}: in elements [4 n + {0, 1}] and [4 n + {2, 3}].
 
 namespace Tributary::Impl::SM90 {
@@ -16,7 +16,7 @@ class GradientScores {
       : call_(call), piece_(piece), warp_row_(warp_row), row_(warp_row + lane / 4), column_(2 * (lane % 4)) {}
 
   /// Products of keys and queries become the weights e^(score - lse).  lse: of the columns, times log2(e) where scores are plain.
-  __device__ void weigh(float (&scores)[count], const GradientStep& step, const float* lse) {
+  __device__ void weigh(float (&scores)[count], const GradientStep<Tile>& step, const float* lse) {
     if constexpr (plain) {
       hide(scores, step);
       const float factor = call_.problem.scale * log2_e;
@@ -30,7 +30,7 @@ class GradientScores {
   /// Weights P and products dP of values and gradients of outputs become what the gradient of values takes (P times the sink's share, 0
   /// where dropped; value_factor() is left for the end, since a half might not hold it) and the gradients of products, P (f dP - shift)
   /// with the soft cap's slope, where f is the share and dropout's factor.
-  __device__ void differentiate(float (&weights)[count], float (&gradients)[count], const GradientStep& step, const float* shift,
+  __device__ void differentiate(float (&weights)[count], float (&gradients)[count], const GradientStep<Tile>& step, const float* shift,
                                 const float* share) {
     if constexpr (plain) {
       for_each_pair(shift, [&](int i, float of_column) { gradients[i] = weights[i] * (gradients[i] - of_column); });
@@ -74,18 +74,17 @@ class GradientScores {
   }
 
   /// Pairs outside the window, and rows that are none, get -infinity.
-  __device__ void hide(float (&scores)[count], const GradientStep& step) const {
-    const AttentionProblem& p = call_.problem;
+  __device__ void hide(float (&scores)[count], const GradientStep<Tile>& step) const {
     // Of the warp's 16 keys and all queries: i' - j, from the least to the greatest.
-    const std::int64_t least = step.position - (piece_.first_key + warp_row_ + 15),
-                       most  = step.position + Tile::queries - 1 - (piece_.first_key + warp_row_);
-    if (warp_row_ + 16 <= piece_.keys && (p.left < 0 || most <= p.left) && (p.right < 0 || least >= -p.right)) return;
+    const std::int32_t position = step.position(piece_), left = piece_.left, right = piece_.right;
+    const std::int32_t least = position - (piece_.first_key + warp_row_ + 15),
+                       most  = position + Tile::queries - 1 - (piece_.first_key + warp_row_);
+    if (warp_row_ + 16 <= piece_.keys && (left < 0 || most <= left) && (right < 0 || least >= -right)) return;
     std::int32_t begin[2], end[2];  // columns that see a row
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const std::int64_t key = piece_.first_key + row_ + 8 * r;
-      begin[r]               = p.right < 0 ? 0 : static_cast<std::int32_t>(clip(key - p.right - step.position, 0, Tile::queries));
-      end[r] = p.left < 0 ? Tile::queries : static_cast<std::int32_t>(clip(key + p.left - step.position + 1, 0, Tile::queries));
+      begin[r] = right < 0 ? 0 : key_of(r) - right - position;
+      end[r]   = left < 0 ? Tile::queries : key_of(r) + left - position + 1;
       if (row_ + 8 * r >= piece_.keys) end[r] = 0;
     }
     for_each(scores, [&](float& x, int r, int column) {
@@ -94,7 +93,7 @@ class GradientScores {
   }
 
   /// The formula of PairScores (attention_tile.hpp), an option at a time.  Rows and columns that do not exist read the last one's options.
-  __device__ void bias(float (&scores)[count], const GradientStep& step) {
+  __device__ void bias(float (&scores)[count], const GradientStep<Tile>& step) {
     const AttentionProblem& p = call_.problem;
     for_each(scores, [&](float& x, int, int) { x *= p.scale; });
     if (p.softcap > 0.0f) {
@@ -105,7 +104,7 @@ class GradientScores {
         slopes_[i]    = 1.0f - t * t;
       }
     }
-    const auto first_distance = static_cast<std::int32_t>(step.position) - piece_.first_key - row_;  // i' - j of the first row and column
+    const auto first_distance = step.position(piece_) - piece_.first_key - row_;  // i' - j of the first row and column
     if (p.alibi_slopes != nullptr) {
       const float slope = p.alibi_slopes[piece_.sequence * p.alibi_stride + step.head];
       for_each(scores, [&](float& x, int r, int column) { x -= slope * static_cast<float>(abs(first_distance + column - 8 * r)); });
@@ -144,19 +143,19 @@ class GradientScores {
     hide(scores, step);
   }
 
-  __device__ void drop(float (&factors)[count], const GradientStep& step) const {
+  __device__ void drop(float (&factors)[count], const GradientStep<Tile>& step) const {
     const AttentionProblem& p = call_.problem;
     for_each(factors, [&](float& factor, int r, int column) {
       const std::int64_t key   = p.key_offset + key_of(r);
-      const PhiloxBlock  words = dropout_words(p, piece_.sequence, step.head, p.query_offset + step.first_query + column, key / 4);
+      const PhiloxBlock  words = dropout_words(p, piece_.sequence, step.head, p.query_offset + step.first_query() + column, key / 4);
       if (words.of(key) < p.dropout_threshold) factor = 0.0f;
     });
   }
 
   /// The key's number in its sequence.
   __device__ std::int32_t key_of(int r) const { return piece_.first_key + row_ + 8 * r; }
-  __device__ std::int64_t query_row(const GradientStep& step, int column) const {
-    return piece_.query_row + min(step.first_query + column, piece_.sequence_queries - 1);
+  __device__ std::int64_t query_row(const GradientStep<Tile>& step, int column) const {
+    return piece_.query_row + min(step.first_query() + column, piece_.sequence_queries - 1);
   }
 
   const AttentionBackwardCall& call_;

@@ -12,39 +12,55 @@
 
 namespace Tributary::Impl::SM90 {
 
+/// Keys of a block: two warpgroups with 64 each, wgmma's M.
+inline constexpr int gradient_keys = 128;
+
+/// Queries of a step.  A register file holds the scores of 64 keys x queries of a warpgroup and their gradients beside 64 x (dim + dim)
+/// sums: short rows leave room for 128 queries, unless each pair is worked out on its own.
+constexpr int gradient_queries(int dim, Scores scores) {
+  constexpr int of_short_rows = 128;
+  return dim == 64 && scores == Scores::plain ? of_short_rows : 64;
+}
+
 template <class Element_, int Dim, Scores TheScores>
 struct GradientTile {
   using Element                  = Element_;
   static constexpr Scores scores = TheScores;
 
-  static constexpr int dim    = Dim;  // of heads and values, rounded up: what is missing comes as zeros
-  static constexpr int panels = Dim / panel_columns;
-  static constexpr int keys   = gradient_keys;  // two warpgroups with 64 each: wgmma's M
-  static constexpr int queries =
-      gradient_queries;  // a step: the products of 64 x 64 pairs, twice, beside 64 x (dim + dim) sums of gradients
+  static constexpr int dim     = Dim;  // of heads and values, rounded up: what is missing comes as zeros
+  static constexpr int panels  = Dim / panel_columns;
+  static constexpr int keys    = gradient_keys;
+  static constexpr int queries = gradient_queries(Dim, TheScores);
 
   static constexpr int groups = 2, math_warps = 4 * groups, team_threads = 128 * (groups + 1);
-  static constexpr int math_registers = Dim == 128 ? 240 : 216, other_registers = Dim == 128 ? 24 : 72;
+  static constexpr int adders = 2;  // warps that add up gradients of queries, every other step
+  // The warpgroups take turns at the tensor cores: what one makes of scores goes on under the other's products.
+  static constexpr bool take_turns = true;
+
+  static constexpr bool wide           = Dim == 128 || queries == 128;
+  static constexpr int  math_registers = 240, other_registers = 24;
 
   static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
   static constexpr int key_bytes = panels * key_panel_bytes, query_bytes = panels * query_panel_bytes;
-  static constexpr int stages      = 2;                       // of queries and gradients of outputs; of gradients of scores
-  static constexpr int score_bytes = keys * panel_row_bytes;  // a row a key, a column a query
+  static constexpr int stages      = 2;                                      // of queries and gradients of outputs; of gradients of scores
+  static constexpr int score_bytes = queries / 64 * keys * panel_row_bytes;  // panels of 64 queries: a row a key, a column a query
 
   static constexpr int keys_offset     = 0;
   static constexpr int values_offset   = keys_offset + key_bytes;
   static constexpr int queries_offset  = values_offset + key_bytes;
   static constexpr int grad_out_offset = queries_offset + stages * query_bytes;
   static constexpr int scores_offset   = grad_out_offset + stages * query_bytes;
-  static constexpr int sums_offset     = scores_offset + stages * score_bytes;  // a panel of a gradient of queries in each slot
-  static constexpr int state_offset    = sums_offset + groups * gradient_panel_floats * 4;
-  static constexpr int state_bytes     = 2048;
+  static constexpr int sums_offset     = scores_offset + stages * score_bytes;  // a part of a gradient of queries in each slot
+  static constexpr int state_offset    = sums_offset + groups * gradient_part_floats * 4;
+  static constexpr int state_bytes     = 3072;
   static constexpr int scratch_bytes   = state_offset + state_bytes;
   static_assert(scratch_bytes + scratch_alignment <= largest_scratch(team_threads / 32));
 
-  /// Whether a warpgroup multiplies a panel of the gradient of a step's queries: each has its own panel, or they take turns at the only
-  /// one.  What it makes goes through its own slot.
-  KOKKOS_INLINE_FUNCTION static bool has_panel(int group, std::int32_t step) { return panels == groups || step % groups == group; }
+  static constexpr int parts = queries / 64 * panels;  // of the gradient of a step's queries
+
+  /// Whether a warpgroup hands over a part of the gradient of a step's queries: each has its own part, or both multiply the only one and
+  /// every other one is a warpgroup's.  It goes through the warpgroup's own slot.
+  KOKKOS_INLINE_FUNCTION static bool has_part(int group, std::int32_t step) { return parts == groups || step % groups == group; }
 };
 
 struct GradientMaps {
@@ -72,19 +88,28 @@ struct GradientPiece {
   std::int32_t sequence, first_key;  // key_row's number in it
   std::int32_t sequence_keys, sequence_queries;
   std::int32_t alignment;               // i' - i
+  std::int32_t left, right;             // the window; no longer than any sequence, -1: no limit
   std::int32_t query_row;               // of the tensors: the sequence's first
+  std::int32_t first_slot;              // of the plan: the sequence's first tile of queries
   std::int32_t query_tiles, last_tile;  // visited downwards, from this tile of the sequence on
 };
 
 /// A tile of queries of one head.
+template <class Tile>
 struct GradientStep {
-  std::int32_t head, first_query;  // number in the sequence
-  std::int64_t position;           // i' of that query
+  std::int32_t head, tile;  // the tile's number in the sequence
 
-  __device__ GradientStep(const AttentionProblem& p, const GradientPiece& piece, std::int32_t number)
-      : head(piece.key_head * (p.heads / p.key_heads) + number / piece.query_tiles),
-        first_query((piece.last_tile - number % piece.query_tiles) * gradient_queries),
-        position(std::int64_t{first_query} + piece.alignment) {}
+  /// The piece's first one.
+  __device__ GradientStep(const AttentionProblem& p, const GradientPiece& piece)
+      : head(piece.key_head * (p.heads / p.key_heads)), tile(piece.last_tile) {}
+
+  __device__ void next(const GradientPiece& piece) {
+    if (--tile > piece.last_tile - piece.query_tiles) return;
+    tile = piece.last_tile;
+    ++head;
+  }
+  __device__ std::int32_t first_query() const { return tile * Tile::queries; }                                    // number in the sequence
+  __device__ std::int32_t position(const GradientPiece& piece) const { return first_query() + piece.alignment; }  // i' of that query
 };
 
 __device__ inline std::int32_t steps_of(const AttentionProblem& p, const GradientPiece& piece) {
@@ -96,10 +121,11 @@ struct GradientShared {
   std::uint64_t keys_full, keys_clean, keys_empty;
   std::uint64_t queries_full[Tile::stages], queries_clean[Tile::stages], queries_empty[Tile::stages];
   std::uint64_t scores_full[Tile::stages], scores_empty[Tile::stages];
-  std::uint64_t sums_full[Tile::groups], sums_empty[Tile::groups];
+  std::uint64_t sums_full[Tile::adders][Tile::groups], sums_empty[Tile::groups];
   std::uint64_t piece_full[2], piece_empty[2];
   GradientPiece pieces[2];
-  float         lse[Tile::stages][Tile::queries], shift[Tile::stages][Tile::queries], share[Tile::stages][Tile::queries];
+  float         lse[Tile::stages][Tile::queries], shift[Tile::stages][Tile::queries];
+  float         share[Tile::stages][Tile::scores == Scores::plain ? 2 : Tile::queries];  // not used where scores are plain
 };
 
 }  // namespace Tributary::Impl::SM90

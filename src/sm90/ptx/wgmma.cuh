@@ -33,6 +33,10 @@ struct Wgmma;
 template <class Element, int N>
 struct WgmmaAcross;
 
+/// The same with A's depth along its rows and B's across them.  For 2-byte elements.
+template <class Element, int N>
+struct WgmmaAcrossB;
+
 /// The same with A = four registers a thread, and B's depth across its rows: B[k, N] as it lies.  For 2-byte elements.
 template <class Element, int N>
 struct WgmmaRegisterA;
@@ -77,6 +81,10 @@ TRIBUTARY_WGMMA_HALVES(256, 128, "%128", "%129", "%130")
 TRIBUTARY_WGMMA(Wgmma, float8_e4m3_t, 256, 128, "k32.f32.e4m3.e4m3", "", "%128", "%129", "%130")
 TRIBUTARY_WGMMA(WgmmaAcross, bfloat16_t, 64, 32, "k16.f32.bf16.bf16", ", 1, 1", "%32", "%33", "%34")
 TRIBUTARY_WGMMA(WgmmaAcross, half_t, 64, 32, "k16.f32.f16.f16", ", 1, 1", "%32", "%33", "%34")
+TRIBUTARY_WGMMA(WgmmaAcrossB, bfloat16_t, 64, 32, "k16.f32.bf16.bf16", ", 0, 1", "%32", "%33", "%34")
+TRIBUTARY_WGMMA(WgmmaAcrossB, half_t, 64, 32, "k16.f32.f16.f16", ", 0, 1", "%32", "%33", "%34")
+TRIBUTARY_WGMMA(WgmmaAcrossB, bfloat16_t, 128, 64, "k16.f32.bf16.bf16", ", 0, 1", "%64", "%65", "%66")
+TRIBUTARY_WGMMA(WgmmaAcrossB, half_t, 128, 64, "k16.f32.f16.f16", ", 0, 1", "%64", "%65", "%66")
 
 #define TRIBUTARY_WGMMA_REGISTER_A(Element, N, count, types, places_a, place_b)                                                            \
   template <>                                                                                                                              \

@@ -34,6 +34,8 @@ using Wgmma = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::rows>
 template <class Element, int N>
 using WgmmaAcross = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::across>;
 template <class Element, int N>
+using WgmmaAcrossB = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::across_b>;
+template <class Element, int N>
 using WgmmaRegisterA = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::register_a>;
 
 }  // namespace Tributary::Impl::SM90::ptx
