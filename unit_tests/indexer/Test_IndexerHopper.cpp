@@ -43,7 +43,7 @@ template <class Element>
 void shapes_from_the_edges() {
   SCOPED_TRACE(seed_text());
   Random random(1);
-  // tiles of 8 or 16 queries and 64 keys; buffers of 3584 and 8192 candidates
+  // tiles of 8 or 16 queries and 64 keys; buffers of 7168 and 10240 candidates
   const std::vector<std::pair<std::int64_t, std::int64_t>> rows_and_keys = {{1, 1},    {7, 63},   {8, 64},   {9, 65},   {17, 128},
                                                                             {16, 193}, {15, 127}, {33, 700}, {5, 2053}, {1, 5000}};
   for (const auto& [heads, head_dim] : dimensions)
@@ -87,7 +87,7 @@ TEST_F(IndexerHopper, RandomShapesAndMasksBfloat16) { random_shapes_and_masks<bf
 TEST_F(IndexerHopper, RandomShapesAndMasksHalf) { random_shapes_and_masks<half_t>(3, 8); }
 TEST_F(IndexerHopper, RandomShapesAndMasksFloat8) { random_shapes_and_masks<float8_e4m3_t>(4, 16); }
 
-/// Every team scores an item while it sorts the one before, and many after each other, from long rows to short ones.
+/// Every team takes many items after each other, from long rows to short ones.
 template <class Element>
 void many_items_a_team(std::uint32_t stream, std::int64_t heads) {
   SCOPED_TRACE(seed_text());

@@ -33,6 +33,12 @@ class Collector {
   /// \param slot  of the item that the tiles to come belong to
   __device__ void begin(int slot) { slot_ = slot; }
 
+  /// After the item's last tile: everything is in the buffers, for all warps of the group.
+  __device__ void end() const {
+    __threadfence();  // buffers are read past the first-level cache
+    meet();
+  }
+
   /// Between two tiles, when all warps of the group are done with the one before the last: rows whose buffers are full go back to their k
   /// best.
   __device__ void cut_full_rows() {
@@ -75,11 +81,11 @@ class Collector {
   __device__ const WorkItem<Tile::queries>& item() const { return shared_.items[slot_]; }
   /// Of the lane's r-th row, in the team's tile.
   __device__ int       own_row(int r) const { return group_ * Tile::group_queries + r * 4 + lane_ % 4; }
-  __device__ RowState& state_of(int row) const { return shared_.rows[slot_][row]; }
+  __device__ RowState& state_of(int row) const { return shared_.rows[row]; }
   __device__ std::uint32_t* bins_of(int row) const {
     return reinterpret_cast<std::uint32_t*>(scratch_ + Tile::bins_offset) + row * Tile::bins;
   }
-  __device__ Entry* buffer_of(int row) const { return buffer<Tile>(call_, team_, slot_, row); }
+  __device__ Entry* buffer_of(int row) const { return buffer<Tile>(call_, team_, row); }
   /// Beyond so many entries a row is cut two tiles later.
   __device__ int limit() const { return call_.plan.capacity - 2 * Tile::keys; }
 
@@ -213,7 +219,7 @@ class Collector {
 
   /// The buffer is full: back to the k best, the k-th of which is the threshold, and new bins from there.  The row's owner alone.
   __device__ void cut(int row) {
-    constexpr int        in_flight = 4;  // what the registers take
+    constexpr int        in_flight = 4;
     Entry* const         buffer    = buffer_of(row);
     std::uint32_t* const bins      = bins_of(row);
     const int            count     = state_of(row).count;
@@ -267,7 +273,7 @@ __device__ Word first_lanes(const Word& word) {
 template <class Tile>
 __device__ void raise_thresholds(const IndexerCall& call, SharedState<Tile>& shared, const unsigned char* scratch, int lane) {
   const int k = static_cast<int>(call.output.top_k);
-  while (first_lanes(shared.finishers_left) > 0) {
+  while (first_lanes(shared.math_warps_left) > 0) {
     for (int row = 0; row < Tile::queries; ++row) {
       const std::uint64_t before = first_lanes(reinterpret_cast<const std::uint64_t&>(shared.rejected[row]));
       const auto          known  = Kokkos::bit_cast<RejectedScore>(before);

@@ -2,8 +2,9 @@
 #include "sm90/indexer/parameters.cuh"
 #include "sm90/indexer/select.cuh"
 #include "sm90/indexer/tile.cuh"
+#include "sm90/ptx/barrier.cuh"
 
-// The end of an item: two warps sort the rows' candidates and write their k best, while the next item is scored.
+// The end of an item: each math warp sorts a row's candidates and writes its k best.
 
 namespace Tributary::Impl::SM90 {
 
@@ -50,11 +51,11 @@ class RowOutput {
 /// An entry whose order is that of the indices, the smallest first; and back.
 __device__ inline Entry swap_halves(Entry entry) { return entry << 32 | entry >> 32; }
 
-/// \param bins  to work with
+/// \param bins  of the entries, if the window is placed; anything afterwards
 template <class Tile>
 __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& state, Entry* buffer, std::uint32_t* bins, SortRoom& room,
                          int lane) {
-  constexpr int in_flight = 8, rarely = 4;  // loads on their way
+  constexpr int in_flight = 16, rarely = 4;  // loads on their way
   int           count  = state.count;
   const int     wanted = min(out.length, count);
   const auto    put    = [&](int position, Entry entry) { out.put(position, entry); };
@@ -124,32 +125,28 @@ __device__ void fill_outside(const IndexerCall& call, const WorkItem<Tile::queri
     for (std::int64_t column = end + lane; column < call.score_columns; column += 32) to[column] = nothing;
 }
 
+/// One math warp's rows of an item.
 template <class Tile>
-__device__ void finish(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int finisher, int lane) {
-  SortRoom&            room = reinterpret_cast<SortRoom*>(scratch + Tile::rooms_offset)[finisher];
-  std::uint32_t* const bins = reinterpret_cast<std::uint32_t*>(scratch + Tile::bins_offset) + (Tile::queries + finisher) * Tile::bins;
-  static_assert(Tile::room_bytes == finishers * static_cast<int>(sizeof(SortRoom)));
-  for (RingPosition<2> item_at;; item_at.next()) {
-    ptx::mbarrier_wait(&shared.item_full[item_at.slot], item_at.round);
-    const auto& item = shared.items[item_at.slot];
-    if (item.batch < 0) break;
-    ptx::mbarrier_wait(&shared.collected[item_at.slot], item_at.round);
+__device__ void finish(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, const WorkItem<Tile::queries>& item,
+                       int team, int warp, int lane) {
+  static_assert(Tile::list_bytes >= math_warps * static_cast<int>(sizeof(SortRoom)));
+  asm volatile("" : "+r"(lane), "+r"(warp), "+r"(team), "+l"(scratch));  // what is worked out of these stays here: the key loop needs all registers
+  const int group     = warp / 4;
+  SortRoom& room      = reinterpret_cast<SortRoom*>(scratch + group * Tile::group_offset)[warp % 4];
+  const int first_row = group * Tile::group_queries;
 #pragma unroll 1
-    for (int row = finisher; row < Tile::queries && item.row + row < call.problem.queries; row += finishers) {
-      RowState& state = shared.rows[item_at.slot][row];
-      if (call.scores != nullptr) {
-        if (!call.only_legal) fill_outside<Tile>(call, item, row, lane);
-      } else {
-        const RowOutput out(call, item.batch, item.row + row, item.split);
-        emit_row<Tile>(out, out.by_index(call), state, buffer<Tile>(call, team, item_at.slot, row), bins, room, lane);
-      }
-      __syncwarp();
-      if (lane == 0) state.count = 0;
+  for (int row = first_row + warp % 4; row < first_row + Tile::group_queries && item.row + row < call.problem.queries; row += 4) {
+    if (call.scores != nullptr) {
+      if (!call.only_legal) fill_outside<Tile>(call, item, row, lane);
+      continue;
     }
+    const RowOutput out(call, item.batch, item.row + row, item.split);
+    emit_row<Tile>(out, out.by_index(call), shared.rows[row], buffer<Tile>(call, team, row),
+                   reinterpret_cast<std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins, room, lane);
     __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&shared.item_empty[item_at.slot]);
+    if (lane == 0) shared.rows[row].count = 0;  // an item without keys opens no row
   }
-  if (lane == 0) atomicSub(&shared.finishers_left, 1);
+  ptx::fence_proxy_async();  // the room lies where the copy engine puts the next queries
 }
 
 }  // namespace Tributary::Impl::SM90

@@ -14,8 +14,8 @@
 // Scores of tiles of queries against a stream of key tiles, and the k best keys of every query.
 //
 // One team an SM draws work items.  A warp loads; two warpgroups take turns at the tensor cores, each with its own queries and a register
-// file full of products, which it reduces while the other multiplies, and keep the scores that are not below their row's threshold; one
-// warp raises the thresholds, two sort what was kept of the item before.  The warps hand over to each other by mbarriers.
+// file full of products, which it reduces while the other multiplies; it keeps the scores that are not below their row's threshold, which
+// one warp raises, and sorts them at the item's end.  The warps hand over to each other by mbarriers.
 
 namespace Tributary::Impl::SM90 {
 namespace {
@@ -68,24 +68,23 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
       ptx::wgmma_wait_group<0>();
       ptx::pin(accumulator);
       if (lane == 0) ptx::mbarrier_arrive(&shared.keys_empty[stage.slot], 1 + shared_queries);
-      if (lane == 0 && j + 1 + shared_queries >= key_tiles) ptx::mbarrier_arrive(&shared.queries_empty[group]);
       scoring.sum_heads(accumulator, sum);
     }
-    if (key_tiles > first_tile)
-      collect(key_tiles - 1);
-    else {
-      __syncwarp();  // a lane that still waits for the queries would miss their phase
-      if (lane == 0) ptx::mbarrier_arrive(&shared.queries_empty[group]);
-    }
+    if (key_tiles > first_tile) collect(key_tiles - 1);
     if ((first_tile & key_tiles) != 0) {  // as many turns as the other one
       __syncwarp();
       ptx::bar_sync(my_turn, 256);
       ptx::bar_arrive(other_turn, 256);
     }
-    __threadfence();  // candidates are read past the first-level cache
+    collector.end();
+    finish<Tile>(call, shared, scratch, item, team, warp, lane);
     __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&shared.collected[item_at.slot]);
+    if (lane == 0) {
+      ptx::mbarrier_arrive(&shared.queries_empty[group]);
+      ptx::mbarrier_arrive(&shared.item_empty[item_at.slot]);
+    }
   }
+  if (lane == 0) atomicSub(&shared.math_warps_left, 1);
 }
 
 template <class Tile>
@@ -115,8 +114,6 @@ struct IndexerFunctor {
         load<Tile>(call, shared, scratch, team.league_rank(), team.league_size(), lane);
       else if (warp == threshold_warp)
         raise_thresholds<Tile>(call, shared, scratch, lane);
-      else
-        finish<Tile>(call, shared, scratch, team.league_rank(), warp - finisher_warp, lane);
     }
     exit_thread();
   }
@@ -130,13 +127,12 @@ struct IndexerFunctor {
       ptx::mbarrier_init(&shared.queries_full[i], 1);
       ptx::mbarrier_init(&shared.queries_empty[i], math_warps / 2);
       ptx::mbarrier_init(&shared.item_full[i], 1);
-      ptx::mbarrier_init(&shared.item_empty[i], finishers);
-      ptx::mbarrier_init(&shared.collected[i], math_warps);
-      for (RowState& row : shared.rows[i]) row.count = 0;
+      ptx::mbarrier_init(&shared.item_empty[i], math_warps);
       shared.full[0][i] = shared.full[1][i] = 0;
     }
+    for (RowState& row : shared.rows) row.count = 0;
     for (RejectedScore& rejected : shared.rejected) rejected.epoch = -1;
-    shared.finishers_left = finishers;
+    shared.math_warps_left = math_warps;
     ptx::fence_mbarrier_init();
   }
 };
@@ -229,11 +225,11 @@ IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t
                                                                       : splits_to_merge(tiles, p.keys, top_k, processors));
   plan.teams               = static_cast<std::int32_t>(std::min(processors, plan.items(p.batch)));
   // Shuffled keys bring about k (1 + ln(n / k)) candidates, of which the buffer holds those of a few hundred thousand keys; when it is full
-  // it is cut.  A team has buffers for the item that it scores and for the one before.
-  plan.capacity   = top_k == 0 ? 0 : (top_k <= 1024 ? 3584 : 8192);
+  // it is cut.
+  plan.capacity   = top_k == 0 ? 0 : (top_k <= 1024 ? 7168 : 10240);
   plan.maps       = layout.take<TensorMaps>(1);
   plan.next_item  = layout.take<std::int32_t>(1);
-  plan.candidates = layout.take<Entry>(std::int64_t{plan.teams} * 2 * queries * plan.capacity);
+  plan.candidates = layout.take<Entry>(std::int64_t{plan.teams} * queries * plan.capacity);
   return plan;
 }
 

@@ -23,7 +23,7 @@ struct IndexerPlan {
   std::int32_t  capacity;    // entries of a row's buffer
   void*         maps;        // of queries and keys, for the copy engine
   std::int32_t* next_item;   // the queue of work items
-  Entry*        candidates;  // [teams][2 items][queries of a tile][capacity]
+  Entry*        candidates;  // [teams][queries of a tile][capacity]
 
   KOKKOS_INLINE_FUNCTION std::int64_t items(std::int64_t batch) const { return batch * tiles * splits; }
 };

@@ -25,10 +25,10 @@ struct IndexerCall {
   __device__ const TensorMaps* maps() const { return static_cast<const TensorMaps*>(plan.maps); }
 };
 
-/// Candidates of a row of a team's tile; a team has two items' worth.
+/// Candidates of a row of a team's tile.
 template <class Tile>
-__device__ Entry* buffer(const IndexerCall& call, int team, int slot, int row) {
-  return call.plan.candidates + static_cast<std::int64_t>((team * 2 + slot) * Tile::queries + row) * call.plan.capacity;
+__device__ Entry* buffer(const IndexerCall& call, int team, int row) {
+  return call.plan.candidates + static_cast<std::int64_t>(team * Tile::queries + row) * call.plan.capacity;
 }
 
 }  // namespace Tributary::Impl::SM90

@@ -10,9 +10,9 @@
 
 namespace Tributary::Impl::SM90 {
 
-/// Warps of a team.  Two warpgroups multiply; a third one loads and sorts: its warps are the roles below.
+/// Warps of a team.  Two warpgroups multiply; of a third one two warps have the roles below, the others end at once.
 inline constexpr int math_warps = 8, team_warps = 12, team_threads = 32 * team_warps;
-inline constexpr int load_warp = 8, threshold_warp = 9, finisher_warp = 10, finishers = 2;
+inline constexpr int load_warp = 8, threshold_warp = 9;
 
 /// 168 registers a thread at the start, divided anew: 2 x 224 + 56 = 3 x 168.
 inline constexpr int math_registers = 224, other_registers = 56;
@@ -40,19 +40,20 @@ struct IndexerTile {
 
   static constexpr int bins = 256;  // of a row's histogram of scores, the last one always empty
 
-  static constexpr int room_bytes   = finishers * 16384;  // where rows are sorted
-  static constexpr int group_offset = query_bytes;
-  static constexpr int bin_bytes    = (queries + finishers) * bins * 4;
-  static constexpr int state_bytes  = heads == 64 ? 1664 : 2688;
+  // At an item's end each math warp sorts a row in 16 KiB, where the queries were.
+  static constexpr int list_bytes   = math_warps * 16384;
+  static constexpr int front_bytes  = list_bytes > 2 * query_bytes ? list_bytes : 2 * query_bytes;
+  static constexpr int group_offset = front_bytes / 2;  // a warpgroup's queries and lists never meet the other's
+  static constexpr int bin_bytes    = queries * bins * 4;
+  static constexpr int state_bytes  = heads == 64 ? 1408 : 2304;
 
   static constexpr int budget = (largest_scratch(team_warps) - scratch_alignment) / 128 * 128;
-  static constexpr int room   = (budget - 2 * query_bytes - room_bytes - bin_bytes - state_bytes) / key_bytes;
+  static constexpr int room   = (budget - front_bytes - bin_bytes - state_bytes) / key_bytes;
   static constexpr int stages = room < 10 ? room : 10;  // key tiles in flight
-  static_assert(stages >= 2);
+  static_assert(stages >= 4);
 
-  static constexpr int keys_offset   = 2 * query_bytes;
-  static constexpr int rooms_offset  = keys_offset + stages * key_bytes;
-  static constexpr int bins_offset   = rooms_offset + room_bytes;  // of the rows, then of the finishers
+  static constexpr int keys_offset   = front_bytes;
+  static constexpr int bins_offset   = keys_offset + stages * key_bytes;
   static constexpr int state_offset  = bins_offset + bin_bytes;
   static constexpr int scratch_bytes = state_offset + state_bytes;
   static_assert(scratch_bytes <= budget);
@@ -139,7 +140,7 @@ struct alignas(8) RejectedScore {
 };
 static_assert(sizeof(RejectedScore) == sizeof(std::uint64_t));
 
-/// What the math warps keep of an item's row, and hand over to the warp that sorts it.
+/// What the math warps of a group share of a row.
 struct RowState {
   Entry        threshold;  // only entries above it can still be among the k best
   ScoreBins    window;     // scale 0: not placed
@@ -151,15 +152,14 @@ struct SharedState {
   std::uint64_t           keys_full[Tile::stages], keys_empty[Tile::stages];
   std::uint64_t           queries_full[2], queries_empty[2];
   std::uint64_t           item_full[2], item_empty[2];
-  std::uint64_t           collected[2];  // all of an item's rows
   RejectedScore           rejected[Tile::queries];
   ScoreBins               windows[Tile::queries];
   float2                  extents[Tile::queries][4];  // of a row's first scores, seen by each warp
-  RowState                rows[2][Tile::queries];     // of an item that is scored and of the one before, which is sorted
+  RowState                rows[Tile::queries];
   WorkItem<Tile::queries> items[2];
   std::uint32_t           full[2][2];               // rows of a group, a bit each, whose buffers are to be cut
   std::int32_t            stage_key[Tile::stages];  // row of the stage's first key
-  std::int32_t            finishers_left;
+  std::int32_t            math_warps_left;
 };
 
 }  // namespace Tributary::Impl::SM90
