@@ -385,7 +385,7 @@ std::size_t indexer_topk_workspace_size(const Exec& exec, const IndexerTopkArgum
   if (level == Level::portable) TopkCall<Exec>(exec, problem, output, options, layout);
   if constexpr (has_sm90<Exec>)
     if (level == Level::hopper) {
-      if (SM90::stores_scores(problem, options.key_splits))
+      if (SM90::stores_scores(exec, problem, options.key_splits))
         SM90::StoredTopk<Exec>(exec, problem, output, layout);
       else
         HopperCall<Exec>(exec, problem, output.top_k, options, layout);
@@ -406,7 +406,7 @@ void indexer_topk(const Exec& exec, const IndexerTopkArguments& arguments, const
   WorkspaceLayout layout(workspace_base("indexer_topk", workspace, indexer_topk_workspace_size(exec, arguments, options)));
   if constexpr (has_sm90<Exec>)
     if (level == Level::hopper) {
-      if (SM90::stores_scores(problem, options.key_splits)) {
+      if (SM90::stores_scores(exec, problem, options.key_splits)) {
         const SM90::StoredTopk<Exec> call(exec, problem, output, layout);
         log_hopper("indexer_topk, scores stored", call.plan);
         return call.run(exec, problem, output);

@@ -174,8 +174,6 @@ void run_any(const char* label, const Kokkos::Cuda& exec, const IndexerCall& cal
   });
 }
 
-std::int64_t tile_queries(const IndexerProblem& problem) { return 512 / problem.heads; }
-
 /// Parts of a tile's keys where scores are stored and none are merged: those with which the work ends soonest.  Work goes in waves of a
 /// part an SM, of its key tiles and some four more, until its queries have come and its last scores are stored.
 std::int64_t splits_that_fill(std::int64_t tiles, std::int64_t keys, std::int64_t processors) {
@@ -216,7 +214,7 @@ std::string no_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t t
 
 template <class Exec>
 IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t top_k, std::int64_t key_splits, WorkspaceLayout& layout) {
-  const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount, queries = tile_queries(p);
+  const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount, queries = 512 / p.heads;
   IndexerPlan        plan{};
   plan.tiles               = (p.queries + queries - 1) / queries;
   const std::int64_t tiles = p.batch * plan.tiles;

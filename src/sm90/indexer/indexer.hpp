@@ -28,6 +28,12 @@ struct IndexerPlan {
   KOKKOS_INLINE_FUNCTION std::int64_t items(std::int64_t batch) const { return batch * tiles * splits; }
 };
 
+/// Tiles of queries of all batch entries.
+inline std::int64_t query_tiles(const IndexerProblem& problem) {
+  const std::int64_t queries = 512 / problem.heads;
+  return problem.batch * ((problem.queries + queries - 1) / queries);
+}
+
 /// \param top_k       0: for indexer_score
 /// \param key_splits  0: chosen here
 template <class Exec>

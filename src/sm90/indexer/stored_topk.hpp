@@ -5,7 +5,7 @@
 #include "sm90/indexer/indexer.hpp"
 #include "sm90/topk/topk.hpp"
 
-// indexer_topk in two steps, for calls whose scores fit into a small workspace: indexer_score's kernel stores them, topk's kernels select.
+// indexer_topk in two steps, for calls of few queries whose scores fit into a small workspace: indexer_score's kernel stores them, topk's kernels select.
 
 namespace Tributary::Impl::SM90 {
 
@@ -18,15 +18,15 @@ inline std::int64_t score_row(const IndexerProblem& problem) { return (problem.k
 
 /// Whether a call's scores are stored; else they are selected as they come, by the fused kernel.
 ///
-/// A stored score costs 4 bytes written and 4 read, from the second-level cache some 0.4 clocks of an SM: for the 8 rows of a query tile
-/// and T keys 3 T clocks.  The fused kernel needs some 30,000 clocks a tile to sort what it has collected, and collects slower than it
-/// multiplies: some 2 to 16 T clocks more (bfloat16, k 512).  So stored is taken wherever it fits, which is also where tiles of
-/// queries are few and the fused kernel would have to merge one list for each of many parts of the keys.  An estimate, not a measurement.
+/// Where tiles of queries fill half of the chip the fused kernel is faster (S 1024, 2048 and 4096 with T = S / 4: 30, 71 and 178 us against
+/// 36, 75 and 199).  With fewer it would have to merge a list for each of many parts of the keys (q = 1, T 262144: 561 us against 67).
 ///
 /// \param key_splits  of the options: a call that names a number of parts gets the fused kernel in these
-inline bool stores_scores(const IndexerProblem& problem, std::int64_t key_splits) {
+template <class Exec>
+bool stores_scores(const Exec& exec, const IndexerProblem& problem, std::int64_t key_splits) {
+  if (key_splits != 0 || query_tiles(problem) > exec.cuda_device_prop().multiProcessorCount / 2) return false;
   // Short rows count as 16 bytes, so that the two numbers of a row's range never take more than half as much again.
-  return key_splits == 0 && problem.batch * problem.queries <= most_score_bytes / std::max<std::int64_t>(16, 4 * score_row(problem));
+  return problem.batch * problem.queries <= most_score_bytes / std::max<std::int64_t>(16, 4 * score_row(problem));
 }
 
 /// What such a call needs beside its problem, laid out from a workspace's base (none: only counted).
