@@ -99,22 +99,20 @@ class WideDifferentiator {
     const RingPosition<Tile::score_stages> score_at = score_at_;
     wait_for_grad_out();
     wait(shared_.weights_full, score_at_);
+    multiply_shared(grad_value, Tile::weights_place, grad_out());  // first: the only place for gradients of outputs is free then
     if constexpr (!Last) {
       query_at_.next();
       wait_for_queries();
       multiply_rows(scores, Tile::keys_offset, queries());
     }
-    multiply_shared(grad_value, Tile::weights_place, grad_out());
-    if constexpr (!Last) {
-      ptx::wgmma_wait_group<1>();
-      ptx::pin(scores);
-      step.next(piece);
-      gradient.weigh(scores, step, shared_.lse[query_at_.slot]);
-    }
-    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_wait_group<Last ? 0 : 1>();
     ptx::pin(grad_value);
     release(&shared_.weights_empty[score_at_.slot], &shared_.grad_out_empty[grad_out_at_.slot]);
     if constexpr (!Last) {
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(scores);
+      step.next(piece);
+      gradient.weigh(scores, step, shared_.lse[query_at_.slot]);
       score_at_.next();
       share_weights(gradient, scores, step);
     }
