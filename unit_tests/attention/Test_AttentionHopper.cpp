@@ -5,8 +5,8 @@
 #include "attention/AttentionFormula.hpp"
 #include "attention/RandomOptions.hpp"
 
-// The Hopper level of attention where its work is cut: forward tiles of 128 or 192 queries and 64 to 176 keys, backward ones of 64 queries
-// and 128 keys; sequences that end within them, work items in sections.  In builds without that level there is nothing here.
+// The Hopper level of attention where its work is cut: forward tiles of 128 or 192 queries and 64 to 176 keys, backward ones of 64 or 128
+// queries and 64 or 128 keys; sequences that end within them, work items in sections.  In builds without that level there is nothing here.
 
 namespace TributaryTest {
 namespace {
@@ -48,7 +48,7 @@ class AttentionHopper : public HopperTest {
   }
 };
 
-const std::vector<std::int64_t> edges = {1, 63, 64, 65, 127, 128, 129, 175, 176, 177, 191, 192, 193, 400};
+const std::vector<std::int64_t> edges = {1, 63, 64, 65, 127, 128, 129, 175, 176, 177, 191, 192, 193, 255, 256, 257, 400};
 
 template <class Element>
 AttentionCase<Element> case_of_edges(Random& random, std::int64_t head_dim, std::int64_t value_dim) {
@@ -120,7 +120,18 @@ template <class Element>
 void gradients_of_lengths(std::uint32_t stream) {
   SCOPED_TRACE(seed_text());
   Random random(stream);
-  for (const auto& [head_dim, value_dim] : {std::pair{8, 8}, {40, 64}, {64, 64}, {96, 96}, {128, 128}, {128, 72}})
+  for (const auto& [head_dim, value_dim] : {std::pair{8, 8},
+                                            {40, 64},
+                                            {64, 64},
+                                            {96, 96},
+                                            {128, 128},
+                                            {128, 72},
+                                            {136, 136},
+                                            {192, 128},
+                                            {192, 192},
+                                            {72, 200},
+                                            {256, 256},
+                                            {256, 64}})
     for (int i = 0; i < 8 && !testing::Test::HasFailure(); ++i) {
       const auto in = case_of_edges<Element>(random, head_dim, value_dim);
       AttentionHopper::expect_backward(in, random);
@@ -135,7 +146,7 @@ void gradients_of_random_options(std::uint32_t stream) {
   Random random(stream);
   for (int i = 0; i < 80 && !testing::Test::HasFailure(); ++i) {
     SCOPED_TRACE("case " + std::to_string(i));
-    auto in = with_random_options<Element>(random, aligned_shape(random, {8, 32, 64, 80, 96, 128}));
+    auto in = with_random_options<Element>(random, aligned_shape(random, {8, 32, 64, 80, 96, 128, 192, 256}));
     if (random.coin()) {
       in.options.query_offset = random.integer(-50, 200);
       in.options.key_offset   = random.integer(0, 100);
@@ -149,7 +160,7 @@ TEST_F(AttentionHopper, GradientsOfRandomOptionsOfHalf) { gradients_of_random_op
 TEST_F(AttentionHopper, GradientsOfManyTilesAgreeWithThePortableLevelAndRepeat) {
   SCOPED_TRACE(seed_text());
   Random random(116);
-  for (const std::int64_t dim : {64, 128})
+  for (const std::int64_t dim : {64, 128, 192, 256})
     for (const bool causal : {false, true}) {
       SCOPED_TRACE("dim " + std::to_string(dim) + (causal ? ", causal" : ""));
       AttentionCase<bfloat16_t> in({2, 1500, 1700, 8, 2, dim, dim}, random);
@@ -202,21 +213,22 @@ TEST_F(AttentionHopper, HiddenKeysMayHoldAnything) {
 
 TEST_F(AttentionHopper, APackedSequenceDoesNotSeeItsNeighbours) {
   Random random(105);
-  for (const bool causal : {false, true}) {
-    AttentionCase<bfloat16_t> in({1, 700, 900, 4, 2, 128, 128}, random);
-    in.options.causal = causal;
-    in.cu_seqlens_q   = {0, 130, 130, 300, 301, 700};
-    in.cu_seqlens_k   = {0, 200, 333, 333, 500, 900};
-    AttentionHopper::expect_forward<bfloat16_t>(in);
-    AttentionHopper::expect_backward(in, random);
-    const auto clean = AttentionCall<bfloat16_t>(level, in).forward();
-    for (std::int64_t j = 200; j < 333; ++j)  // the sequence without queries
-      for (std::int64_t h = 0; h < 2; ++h)
-        for (std::int64_t d = 0; d < 128; ++d) in.key(0, j, h, d) = in.value(0, j, h, d) = bfloat16_t(NAN);
-    EXPECT_EQ(largest_difference(AttentionCall<bfloat16_t>(level, in).forward().out, clean.out), 0);
-    const auto gradients = AttentionHopper::backward(in, random_upstream(random, clean, true));
-    for (const bfloat16_t value : gradients.query.values) ASSERT_TRUE(std::isfinite(static_cast<float>(value)));
-  }
+  for (const bool causal : {false, true})
+    for (const std::int64_t dim : {64, 128, 256}) {
+      AttentionCase<bfloat16_t> in({1, 700, 900, 4, 2, dim, dim}, random);
+      in.options.causal = causal;
+      in.cu_seqlens_q   = {0, 130, 130, 300, 301, 700};
+      in.cu_seqlens_k   = {0, 200, 333, 333, 500, 900};
+      AttentionHopper::expect_forward<bfloat16_t>(in);
+      AttentionHopper::expect_backward(in, random);
+      const auto clean = AttentionCall<bfloat16_t>(level, in).forward();
+      for (std::int64_t j = 200; j < 333; ++j)  // the sequence without queries
+        for (std::int64_t h = 0; h < 2; ++h)
+          for (std::int64_t d = 0; d < dim; ++d) in.key(0, j, h, d) = in.value(0, j, h, d) = bfloat16_t(NAN);
+      EXPECT_EQ(largest_difference(AttentionCall<bfloat16_t>(level, in).forward().out, clean.out), 0);
+      const auto gradients = AttentionHopper::backward(in, random_upstream(random, clean, true));
+      for (const bfloat16_t value : gradients.query.values) ASSERT_TRUE(std::isfinite(static_cast<float>(value)));
+    }
 }
 
 TEST_F(AttentionHopper, EveryRunGivesTheSameBits) {

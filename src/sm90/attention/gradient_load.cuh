@@ -111,7 +111,7 @@ class GradientLoader {
     }
     __syncwarp();
     GradientStep<Tile> step(call_.problem, piece);
-    for (std::int32_t n = steps_of(call_.problem, piece); n > 0; --n, stage_.next(), step.next(piece)) load_queries(piece, step);
+    for (std::int32_t n = steps_of(call_.problem, piece); n > 0; --n, step.next(piece)) load_queries(piece, step);
   }
 
   __device__ void load_queries(const GradientPiece& piece, const GradientStep<Tile>& step) {
@@ -127,24 +127,33 @@ class GradientLoader {
       shift[i]          = exists ? from.shift[at + 32 * i] : 0.0f;
       if constexpr (Tile::scores == Scores::biased) share[i] = exists && from.share != nullptr ? from.share[at + 32 * i] : 1.0f;
     }
-    std::uint64_t* const full = &shared_.queries_full[stage_.slot];
-    ptx::mbarrier_wait(&shared_.queries_empty[stage_.slot], stage_.round ^ 1);
-    if (lane_ == 0) {
-      ptx::mbarrier_arrive_expect_tx(full, 2 * Tile::query_bytes);
-      for (int panel = 0; panel < Tile::panels; ++panel) {
-        unsigned char* const to = scratch_ + stage_.slot * Tile::query_bytes + panel * Tile::query_panel_bytes;
-        copy(to + Tile::queries_offset, &call_.maps()->query, full, panel, step.head, row, piece.batch);
-        copy(to + Tile::grad_out_offset, &call_.maps()->grad_out, full, panel, step.head, row, piece.batch);
-      }
-    }
+    std::uint64_t* const full = &shared_.queries_full[query_at_.slot];
+    ptx::mbarrier_wait(&shared_.queries_empty[query_at_.slot], query_at_.round ^ 1);
+    if (lane_ == 0)
+      copy_rows(Tile::queries_offset + query_at_.slot * Tile::query_bytes, &call_.maps()->query, full, step.head, row, piece.batch);
 #pragma unroll
     for (int i = 0; i < Tile::queries / 32; ++i) {
-      shared_.lse[stage_.slot][lane_ + 32 * i]   = Tile::scores == Scores::plain ? lse[i] * log2_e : lse[i];
-      shared_.shift[stage_.slot][lane_ + 32 * i] = shift[i];
-      if constexpr (Tile::scores == Scores::biased) shared_.share[stage_.slot][lane_ + 32 * i] = share[i];
+      shared_.lse[query_at_.slot][lane_ + 32 * i]   = Tile::scores == Scores::plain ? lse[i] * log2_e : lse[i];
+      shared_.shift[query_at_.slot][lane_ + 32 * i] = shift[i];
+      if constexpr (Tile::scores == Scores::biased) shared_.share[query_at_.slot][lane_ + 32 * i] = share[i];
     }
     __syncwarp();
     if (lane_ == 0) ptx::mbarrier_arrive(full);
+    query_at_.next();
+    if (lane_ == 0) {  // alone: nothing holds the warp together until the place is free again
+      ptx::mbarrier_wait(&shared_.grad_out_empty[grad_out_at_.slot], grad_out_at_.round ^ 1);
+      copy_rows(Tile::grad_out_offset + grad_out_at_.slot * Tile::query_bytes, &call_.maps()->grad_out,
+                &shared_.grad_out_full[grad_out_at_.slot], step.head, row, piece.batch);
+    }
+    grad_out_at_.next();
+    __syncwarp();
+  }
+
+  __device__ void copy_rows(int offset, const CUtensorMap* map, std::uint64_t* full, std::int32_t head, std::int32_t row,
+                            std::int32_t batch) const {
+    ptx::mbarrier_arrive_expect_tx(full, Tile::query_bytes);
+    for (int panel = 0; panel < Tile::panels; ++panel)
+      copy(scratch_ + offset + panel * Tile::query_panel_bytes, map, full, panel, head, row, batch);
   }
 
   __device__ static void copy(unsigned char* to, const CUtensorMap* map, std::uint64_t* full, int panel, std::int32_t head,
@@ -152,22 +161,24 @@ class GradientLoader {
     ptx::cp_async_bulk_tensor(to, map, full, panel * panel_columns, head, row, batch);
   }
 
-  const AttentionBackwardCall& call_;
-  GradientShared<Tile>&        shared_;
-  unsigned char*               scratch_;
-  const int                    lane_;
-  RingPosition<2>              piece_at_;
-  RingPosition<Tile::stages>   stage_;
-  std::uint32_t                keys_round_ = 0;
+  const AttentionBackwardCall&        call_;
+  GradientShared<Tile>&               shared_;
+  unsigned char*                      scratch_;
+  const int                           lane_;
+  RingPosition<2>                     piece_at_;
+  RingPosition<Tile::query_stages>    query_at_;
+  RingPosition<Tile::grad_out_stages> grad_out_at_;
+  std::uint32_t                       keys_round_ = 0;
 };
 
 /// A warp: follows the loader and zeroes rows that do not take part, since a weight of zero does not hide what is no number.
 template <class Tile>
 __device__ void clean_tiles(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int lane) {
-  const AttentionProblem&    p = call.problem;
-  RingPosition<Tile::stages> stage;
-  std::uint32_t              keys_round = 0;
-  const auto                 arrive     = [&](std::uint64_t* clean) {
+  const AttentionProblem&             p = call.problem;
+  RingPosition<Tile::query_stages>    query_at;
+  RingPosition<Tile::grad_out_stages> grad_out_at;
+  std::uint32_t                       keys_round = 0;
+  const auto                          arrive     = [&](std::uint64_t* clean) {
     ptx::fence_proxy_async();
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(clean);
@@ -187,12 +198,14 @@ __device__ void clean_tiles(const AttentionBackwardCall& call, GradientShared<Ti
       });
     arrive(&shared.keys_clean);
     GradientStep<Tile> step(p, piece);
-    for (std::int32_t n = steps_of(p, piece); n > 0; --n, stage.next(), step.next(piece)) {
-      ptx::mbarrier_wait(&shared.queries_full[stage.slot], stage.round);
-      for (const int offset : {Tile::queries_offset, Tile::grad_out_offset})
-        clean_rows(scratch + offset + stage.slot * Tile::query_bytes, Tile::queries, Tile::panels, lane,
-                   [&](int r) { return step.first_query() + r < piece.sequence_queries; });
-      arrive(&shared.queries_clean[stage.slot]);
+    for (std::int32_t n = steps_of(p, piece); n > 0; --n, query_at.next(), grad_out_at.next(), step.next(piece)) {
+      const auto is_query = [&](int r) { return step.first_query() + r < piece.sequence_queries; };
+      ptx::mbarrier_wait(&shared.queries_full[query_at.slot], query_at.round);
+      clean_rows(scratch + Tile::queries_offset + query_at.slot * Tile::query_bytes, Tile::queries, Tile::panels, lane, is_query);
+      arrive(&shared.queries_clean[query_at.slot]);
+      ptx::mbarrier_wait(&shared.grad_out_full[grad_out_at.slot], grad_out_at.round);
+      clean_rows(scratch + Tile::grad_out_offset + grad_out_at.slot * Tile::query_bytes, Tile::queries, Tile::panels, lane, is_query);
+      arrive(&shared.grad_out_clean[grad_out_at.slot]);
     }
   }
 }

@@ -36,8 +36,7 @@ class GradientScores {
       for_each_pair(shift, [&](int i, float of_column) { gradients[i] = weights[i] * (gradients[i] - of_column); });
     } else {
       float factors[count];
-      for_each_pair(share, [&](int i, float of_column) { factors[i] = of_column; });
-      if (call_.problem.has_dropout) drop(factors, step);
+      find_factors(factors, step, share);
       for_each_pair(shift, [&](int i, float of_column) {
         gradients[i] = weights[i] * (gradients[i] * (factors[i] * value_factor()) - of_column);
         weights[i] *= factors[i];
@@ -46,6 +45,31 @@ class GradientScores {
 #pragma unroll
         for (int i = 0; i < count; ++i) gradients[i] *= slopes_[i];
       }
+    }
+  }
+
+  /// The same in two halves, where other threads hold the products dP.  The weights' owners: what the gradient of values takes, and what
+  /// the gradients of scores take, the weights with the soft cap's slope.
+  __device__ void split(float (&weights)[count], float (&of_slopes)[count], const GradientStep<Tile>& step, const float* share) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) of_slopes[i] = call_.problem.softcap > 0.0f ? weights[i] * slopes_[i] : weights[i];
+    float factors[count];
+    find_factors(factors, step, share);
+#pragma unroll
+    for (int i = 0; i < count; ++i) weights[i] *= factors[i];
+  }
+
+  /// The owners of the products: `weights(i)` with the slope become gradients of products in `gradients`.
+  template <class Weights>
+  __device__ void differentiate(float (&gradients)[count], const Weights& weights, const GradientStep<Tile>& step, const float* shift,
+                                const float* share) const {
+    if constexpr (plain) {
+      for_each_pair(shift, [&](int i, float of_column) { gradients[i] = weights(i) * (gradients[i] - of_column); });
+    } else {
+      float factors[count];
+      find_factors(factors, step, share);
+      for_each_pair(
+          shift, [&](int i, float of_column) { gradients[i] = weights(i) * (gradients[i] * (factors[i] * value_factor()) - of_column); });
     }
   }
 
@@ -141,6 +165,12 @@ class GradientScores {
       });
     }
     hide(scores, step);
+  }
+
+  /// What multiplies a weight before it meets a value, but for value_factor().
+  __device__ void find_factors(float (&factors)[count], const GradientStep<Tile>& step, const float* share) const {
+    for_each_pair(share, [&](int i, float of_column) { factors[i] = of_column; });
+    if (call_.problem.has_dropout) drop(factors, step);
   }
 
   __device__ void drop(float (&factors)[count], const GradientStep<Tile>& step) const {

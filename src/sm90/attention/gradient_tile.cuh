@@ -12,8 +12,14 @@
 
 namespace Tributary::Impl::SM90 {
 
-/// Keys of a block: two warpgroups with 64 each, wgmma's M.
-inline constexpr int gradient_keys = 128;
+/// The tile's dimension for heads and values of the problem: what is missing comes as zeros.
+constexpr int gradient_dim(const AttentionProblem& p) {
+  const int dim = tile_dim(p.head_dim > p.value_dim ? p.head_dim : p.value_dim);
+  return dim > 128 ? 256 : dim;
+}
+
+/// Keys of a block: wgmma's M for each of two warpgroups, but no more of long rows than their register files hold gradients of.
+constexpr int gradient_keys(int dim) { return dim > 128 ? 64 : 128; }
 
 /// Queries of a step.  A register file holds the scores of 64 keys x queries of a warpgroup and their gradients beside 64 x (dim + dim)
 /// sums: short rows leave room for 128 queries, unless each pair is worked out on its own.
@@ -22,35 +28,35 @@ constexpr int gradient_queries(int dim, Scores scores) {
   return dim == 64 && scores == Scores::plain ? of_short_rows : 64;
 }
 
+/// Rows up to 128: each warpgroup has half of the keys.
 template <class Element_, int Dim, Scores TheScores>
 struct GradientTile {
   using Element                  = Element_;
   static constexpr Scores scores = TheScores;
 
-  static constexpr int dim     = Dim;  // of heads and values, rounded up: what is missing comes as zeros
-  static constexpr int panels  = Dim / panel_columns;
-  static constexpr int keys    = gradient_keys;
-  static constexpr int queries = gradient_queries(Dim, TheScores);
+  static constexpr int  dim     = Dim;
+  static constexpr int  panels  = Dim / panel_columns;
+  static constexpr int  keys    = gradient_keys(Dim);
+  static constexpr int  queries = gradient_queries(Dim, TheScores);
+  static constexpr bool wide    = Dim > 128;
+  static_assert(!wide);
 
   static constexpr int groups = 2, math_warps = 4 * groups, team_threads = 128 * (groups + 1);
-  static constexpr int adders = 2;  // warps that add up gradients of queries, every other step
+  static constexpr int math_registers = 240, other_registers = 24;
   // The warpgroups take turns at the tensor cores: what one makes of scores goes on under the other's products.
   static constexpr bool take_turns = true;
 
-  static constexpr bool wide           = Dim == 128 || queries == 128;
-  static constexpr int  math_registers = 240, other_registers = 24;
-
   static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
   static constexpr int key_bytes = panels * key_panel_bytes, query_bytes = panels * query_panel_bytes;
-  static constexpr int stages      = 2;                                      // of queries and gradients of outputs; of gradients of scores
+  static constexpr int query_stages = 2, grad_out_stages = 2, score_stages = 2;
   static constexpr int score_bytes = queries / 64 * keys * panel_row_bytes;  // panels of 64 queries: a row a key, a column a query
 
   static constexpr int keys_offset     = 0;
   static constexpr int values_offset   = keys_offset + key_bytes;
   static constexpr int queries_offset  = values_offset + key_bytes;
-  static constexpr int grad_out_offset = queries_offset + stages * query_bytes;
-  static constexpr int scores_offset   = grad_out_offset + stages * query_bytes;
-  static constexpr int sums_offset     = scores_offset + stages * score_bytes;  // a part of a gradient of queries in each slot
+  static constexpr int grad_out_offset = queries_offset + query_stages * query_bytes;
+  static constexpr int scores_offset   = grad_out_offset + grad_out_stages * query_bytes;
+  static constexpr int sums_offset     = scores_offset + score_stages * score_bytes;  // a part of a gradient of queries in each slot
   static constexpr int state_offset    = sums_offset + groups * gradient_part_floats * 4;
   static constexpr int state_bytes     = 3072;
   static constexpr int scratch_bytes   = state_offset + state_bytes;
@@ -61,6 +67,56 @@ struct GradientTile {
   /// Whether a warpgroup hands over a part of the gradient of a step's queries: each has its own part, or both multiply the only one and
   /// every other one is a warpgroup's.  It goes through the warpgroup's own slot.
   KOKKOS_INLINE_FUNCTION static bool has_part(int group, std::int32_t step) { return parts == groups || step % groups == group; }
+
+  // Two warps add gradients of queries up, every other step: one waits for its turn while the other's sums are on their way.
+  static constexpr int               adders = 2, turns = 1, parts_of_group = 1;
+  KOKKOS_INLINE_FUNCTION static bool adds(int adder, int, std::int32_t step) { return step % adders == adder; }
+};
+
+/// Rows up to 256: the warpgroups share 64 keys, each has half of the columns of their gradients.  One weighs scores, the other one makes
+/// gradients of scores of the weights.
+template <class Element_, Scores TheScores>
+struct WideGradientTile {
+  using Element                  = Element_;
+  static constexpr Scores scores = TheScores;
+
+  static constexpr int  dim     = 256;
+  static constexpr int  panels  = dim / panel_columns;
+  static constexpr int  keys    = gradient_keys(dim);
+  static constexpr int  queries = gradient_queries(dim, TheScores);
+  static constexpr bool wide    = true;
+
+  static constexpr int groups = 2, math_warps = 4 * groups, team_threads = 128 * (groups + 1);
+  static constexpr int math_registers = 240, other_registers = 24;
+
+  static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
+  static constexpr int key_bytes = panels * key_panel_bytes, query_bytes = panels * query_panel_bytes;
+  // Weights are a step ahead of their gradients, so queries are; gradients of outputs come while the last products of a step go on.
+  static constexpr int query_stages = 2, grad_out_stages = 1, score_stages = scores == Scores::plain ? 2 : 1;
+  // Weights and gradients of scores, a row a key, a column a query; where pairs are worked out on their own the gradient of values takes
+  // other weights than the gradients of scores.
+  static constexpr int score_tile_bytes = keys * panel_row_bytes;
+  static constexpr int score_bytes      = (scores == Scores::plain ? 2 : 3) * score_tile_bytes;
+  static constexpr int weights_place = 0, gradients_place = score_tile_bytes,
+                       slopes_place = scores == Scores::plain ? 0 : 2 * score_tile_bytes;
+
+  static constexpr int keys_offset     = 0;
+  static constexpr int values_offset   = keys_offset + key_bytes;
+  static constexpr int queries_offset  = values_offset + key_bytes;
+  static constexpr int grad_out_offset = queries_offset + query_stages * query_bytes;
+  static constexpr int scores_offset   = grad_out_offset + grad_out_stages * query_bytes;
+  static constexpr int sums_offset     = scores_offset + score_stages * score_bytes;
+  static constexpr int state_offset    = sums_offset + groups * gradient_part_floats * 4;
+  static constexpr int state_bytes     = scores == Scores::plain ? 1920 : 3072;
+  static constexpr int scratch_bytes   = state_offset + state_bytes;
+  static_assert(scratch_bytes + scratch_alignment <= largest_scratch(team_threads / 32));
+
+  static constexpr int               parts = panels;  // of the gradient of a step's queries: two of each warpgroup
+  KOKKOS_INLINE_FUNCTION static bool has_part(int, std::int32_t) { return true; }
+
+  // Each warpgroup has a warp that adds its parts up, with turns of their own: the warpgroups are not at the same step.
+  static constexpr int               adders = 2, turns = 2, parts_of_group = 2;
+  KOKKOS_INLINE_FUNCTION static bool adds(int adder, int group, std::int32_t) { return group == adder; }
 };
 
 struct GradientMaps {
@@ -119,13 +175,15 @@ __device__ inline std::int32_t steps_of(const AttentionProblem& p, const Gradien
 template <class Tile>
 struct GradientShared {
   std::uint64_t keys_full, keys_clean, keys_empty;
-  std::uint64_t queries_full[Tile::stages], queries_clean[Tile::stages], queries_empty[Tile::stages];
-  std::uint64_t scores_full[Tile::stages], scores_empty[Tile::stages];
+  std::uint64_t queries_full[Tile::query_stages], queries_clean[Tile::query_stages], queries_empty[Tile::query_stages];
+  std::uint64_t grad_out_full[Tile::grad_out_stages], grad_out_clean[Tile::grad_out_stages], grad_out_empty[Tile::grad_out_stages];
+  std::uint64_t weights_full[Tile::score_stages], weights_empty[Tile::score_stages];  // of wide tiles
+  std::uint64_t scores_full[Tile::score_stages], scores_empty[Tile::score_stages];
   std::uint64_t sums_full[Tile::adders][Tile::groups], sums_empty[Tile::groups];
   std::uint64_t piece_full[2], piece_empty[2];
   GradientPiece pieces[2];
-  float         lse[Tile::stages][Tile::queries], shift[Tile::stages][Tile::queries];
-  float         share[Tile::stages][Tile::scores == Scores::plain ? 2 : Tile::queries];  // not used where scores are plain
+  float         lse[Tile::query_stages][Tile::queries], shift[Tile::query_stages][Tile::queries];
+  float         share[Tile::query_stages][Tile::scores == Scores::plain ? 2 : Tile::queries];  // not used where scores are plain
 };
 
 }  // namespace Tributary::Impl::SM90

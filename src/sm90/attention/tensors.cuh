@@ -6,6 +6,7 @@
 #include "attention/attention_tile.hpp"
 #include "sm90/device.hpp"
 #include "sm90/launch.cuh"
+#include "sm90/ptx/convert.cuh"
 #include "sm90/tensor_map.hpp"
 
 // How attention's kernels see tensors: maps of [batch, row, head, column] for the copy engine, and stores of pairs from registers.
@@ -92,6 +93,15 @@ __device__ inline std::uint32_t two_of(float low, float high) {
   else
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
   return result;
+}
+
+/// One of them: the first or the second.
+template <class Element>
+__device__ inline float one_of(std::uint32_t two, int which) {
+  if constexpr (std::is_same_v<Element, bfloat16_t>)
+    return __int_as_float(static_cast<int>(which == 0 ? two << 16 : two & 0xffff0000u));
+  else
+    return ptx::cvt_f32_f16(static_cast<std::uint16_t>(which == 0 ? two : two >> 16));
 }
 
 /// Accumulators as an A operand in registers: neighbouring columns in pairs.

@@ -1,0 +1,112 @@
+#pragma once
+#include "sm90/attention/gradient_tile.cuh"
+#include "sm90/ptx/barrier.cuh"
+#include "sm90/ptx/global.cuh"
+#include "sm90/ptx/tma.cuh"
+
+// Gradients of queries: sums of the blocks' parts in device memory, in the order of registers, and what they become.
+
+namespace Tributary::Impl::SM90 {
+
+/// Where element (query, column) of a part lies in what finish_queries leaves: four elements a thread, thread by thread.
+KOKKOS_INLINE_FUNCTION int place_in_part(int query, int column) {
+  const int thread = query / 16 * 32 + query % 8 * 4 + column % 8 / 2;
+  return column / 8 * 512 + thread * 4 + query % 16 / 8 * 2 + column % 2;
+}
+
+/// Adds the parts up in device memory, each at its turn unless the order may differ; one thread of an adder.
+template <class Tile>
+__device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int adder) {
+  const AttentionProblem&    p                        = call.problem;
+  std::uint32_t              sums_round[Tile::groups] = {};
+  RingPosition<Tile::adders> adder_at;
+  for (RingPosition<2> piece_at;; piece_at.next()) {
+    ptx::mbarrier_wait(&shared.piece_full[piece_at.slot], piece_at.round);
+    const GradientPiece& piece = shared.pieces[piece_at.slot];
+    if (piece.batch < 0) return ptx::cp_async_bulk_wait();
+    const std::int32_t steps = steps_of(p, piece);
+    GradientStep<Tile> step(p, piece);
+    for (std::int32_t n = 0; n < steps; ++n, adder_at.next(), step.next(piece)) {
+      if (Tile::turns == 1 && adder_at.slot != adder) continue;
+      // How many blocks of keys come before this one, of those that the tile of queries sees.
+      const std::int32_t  start = piece.key_row - piece.first_key;  // row of the sequence's first key
+      const std::int32_t  seen  = piece.left < 0 ? 0 : max(step.position(piece) - piece.left, 0);
+      const std::int32_t  turn  = piece.key_row / Tile::keys - (start + seen) / Tile::keys;
+      const std::int64_t  at    = (piece.first_slot + step.tile) * std::int64_t{p.heads} + step.head;
+      std::int32_t* const turns = call.plan.turns + at * Tile::turns + (Tile::turns == 1 ? 0 : adder);
+      if (p.deterministic) {
+        while (ptx::ld_acquire(turns) != turn) __nanosleep(20);
+        ptx::fence_proxy_async_global();
+      }
+      float* const to = call.plan.sums + at * Tile::parts * gradient_part_floats;
+      for (int part = 0; part < Tile::parts_of_group; ++part) {
+        for (int group = 0; group < Tile::groups; ++group) {
+          if (!Tile::adds(adder, group, adder_at.slot) || !Tile::has_part(group, n)) continue;
+          ptx::mbarrier_wait(&shared.sums_full[adder][group], sums_round[group]);
+          sums_round[group] ^= 1;
+          const auto* const from    = reinterpret_cast<const float*>(scratch + Tile::sums_offset) + group * gradient_part_floats;
+          float* const      part_to = to + (Tile::parts == 1 ? 0 : group * Tile::parts_of_group + part) * gradient_part_floats;
+          if (p.deterministic && turn == 0)
+            ptx::cp_async_bulk(part_to, from, gradient_part_floats * 4);
+          else
+            ptx::cp_reduce_async_bulk_add(part_to, from, gradient_part_floats * 4);
+          ptx::cp_async_bulk_commit_group();
+        }
+        ptx::cp_async_bulk_wait_read();
+        for (int group = 0; group < Tile::groups; ++group)
+          if (Tile::adds(adder, group, adder_at.slot) && Tile::has_part(group, n)) ptx::mbarrier_arrive(&shared.sums_empty[group]);
+      }
+      if (p.deterministic) {
+        ptx::cp_async_bulk_wait();
+        ptx::fence_proxy_async_global();
+        ptx::st_release(turns, turn + 1);
+      }
+    }
+    ptx::mbarrier_arrive(&shared.piece_empty[piece_at.slot]);
+  }
+}
+
+/// Before the first turn; sums that no first block of keys writes begin with zero.
+struct StartSums {
+  AttentionBackwardPlan plan;
+  std::int64_t          parts;
+  bool                  clear_sums;
+
+  KOKKOS_FUNCTION void operator()(const RowPolicy<Kokkos::Cuda>::member_type& team) const {
+    const std::int64_t at = team.league_rank(), floats = parts * gradient_part_floats;
+    Kokkos::parallel_for(Kokkos::TeamThreadRange(team, clear_sums ? floats : 0),
+                         [&](const std::int64_t i) { plan.sums[at * floats + i] = 0.0f; });
+    Kokkos::single(Kokkos::PerTeam(team), [&] {
+      for (int i = 0; i < plan.turns_of_tile; ++i) plan.turns[at * plan.turns_of_tile + i] = 0;
+    });
+  }
+};
+
+/// Sums in the order of registers become rows of the gradient of queries; zero where no key was seen.
+template <class Element>
+struct StoreQueryGradients {
+  AttentionProblem      p;
+  AttentionBackwardPlan plan;
+  GradientOutput        to;
+  int                   panels;
+
+  KOKKOS_FUNCTION void operator()(const RowPolicy<Kokkos::Cuda>::member_type& team) const {
+    const std::int64_t batch = team.league_rank() / p.queries, row = team.league_rank() % p.queries;
+    const Segment      s    = p.packed.segment(batch, row, row + 1, p.queries, p.keys);
+    const std::int64_t slot = plan.slot(batch, p.packed, row - s.first_query, s.sequence, s.first_query / plan.queries);
+    const int          q = static_cast<int>(s.first_query % plan.queries), pairs = (p.head_dim + 1) / 2;
+    Kokkos::parallel_for(Kokkos::TeamThreadRange(team, p.heads * pairs), [&](const std::int32_t i) {
+      const std::int32_t head = i / pairs, column = i % pairs * 2;
+      const std::int64_t at   = slot * p.heads + head;
+      const bool         some = s.keys > 0 && (!p.deterministic || plan.turns[at * plan.turns_of_tile] > 0);
+      const int          part = q / 64 * panels + column / 64;
+      const float* const from =
+          plan.sums + (at * (plan.queries / 64) * panels + part) * gradient_part_floats + place_in_part(q % 64, column % 64);
+      for (int c = 0; c < 2 && column + c < p.head_dim; ++c)
+        store_as<Element>(to.is_float, to.data, batch * to.strides[0] + row * to.strides[1] + head * to.strides[2] + column + c,
+                          some ? p.scale * from[c] : 0.0f);
+    });
+  }
+};
+
+}  // namespace Tributary::Impl::SM90
