@@ -5,7 +5,7 @@
 #include "attention/AttentionFormula.hpp"
 #include "attention/RandomOptions.hpp"
 
-// The Hopper level of attention where its work is cut: forward tiles of 128 or 192 queries and 64 to 176 keys, backward ones of 64 or 128
+// The Hopper level of attention where its work is cut: forward tiles of 128 or 192 queries and 64 to 160 keys, backward ones of 64 or 128
 // queries and 64 or 128 keys; sequences that end within them, work items in sections.  In builds without that level there is nothing here.
 
 namespace TributaryTest {
@@ -48,7 +48,7 @@ class AttentionHopper : public HopperTest {
   }
 };
 
-const std::vector<std::int64_t> edges = {1, 63, 64, 65, 127, 128, 129, 175, 176, 177, 191, 192, 193, 255, 256, 257, 400};
+const std::vector<std::int64_t> edges = {1, 63, 64, 65, 127, 128, 129, 159, 160, 161, 191, 192, 193, 255, 256, 257, 400};
 
 template <class Element>
 AttentionCase<Element> case_of_edges(Random& random, std::int64_t head_dim, std::int64_t value_dim) {

@@ -9,8 +9,8 @@
 // O = softmax(x) V, tiles of queries against a stream of tiles of keys and values.
 //
 // One team an SM draws work items.  One warp loads; two or three warpgroups multiply, each with 64 queries of its own: products with a tile
-// of keys, their softmax in registers, and the weights from there against the tile of values.  They take turns at the tensor cores, so
-// that one's softmax goes on under the others' products; within a warpgroup, products with the next keys come before the sum of values.
+// of keys, their softmax in registers, and the weights from there against the tile of values.  Two take turns at the tensor cores, so
+// that one's softmax goes on under the other's products; within a warpgroup, products with the next keys come before the sum of values.
 
 namespace Tributary::Impl::SM90 {
 namespace {
@@ -32,7 +32,7 @@ class Attender {
         value_(ptx::transposed_descriptor(ptx::shared_address(scratch + Tile::values_offset), Tile::key_panel_bytes)) {}
 
   __device__ void run() {
-    if (group_ == Tile::groups - 1) ptx::bar_arrive(turn_of(0), 256);
+    if (Tile::take_turns && group_ == Tile::groups - 1) ptx::bar_arrive(turn_of(0), 256);
     for (;; piece_at_.next()) {
       ptx::mbarrier_wait(&shared_.piece_full[piece_at_.slot], piece_at_.round);
       const AttentionPiece& piece = shared_.pieces[piece_at_.slot];
@@ -71,10 +71,10 @@ class Attender {
         ptx::mbarrier_wait(&shared_.key_full[key_at_.slot], key_at_.round);
         ptx::mbarrier_wait(values_ready(), value_at_.round);
         __syncwarp();
-        ptx::bar_sync(turn_of(group_), 256);
+        if constexpr (Tile::take_turns) ptx::bar_sync(turn_of(group_), 256);
         multiply_keys(scores);
         multiply_values(sums, weights);  // of the tile before
-        ptx::bar_arrive(turn_of((group_ + 1) % Tile::groups), 256);
+        if constexpr (Tile::take_turns) ptx::bar_arrive(turn_of(1 - group_), 256);
         ptx::wgmma_wait_group<1>();
         ptx::pin(scores);
         release(&shared_.key_empty[key_at_.slot]);

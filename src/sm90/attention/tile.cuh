@@ -18,7 +18,7 @@ constexpr int attention_keys(int head_dim, int value_dim, Scores scores, bool ca
   if (scores == Scores::biased) return 64;
   if (head_dim == 256) return 80;
   if (head_dim == 192) return value_dim == 128 ? 128 : 112;
-  return head_dim == 128 && !causal ? 176 : 128;  // narrow: fewer hidden pairs along the diagonal
+  return head_dim == 128 && !causal ? 160 : 128;  // narrow: fewer hidden pairs along the diagonal
 }
 
 template <class Element_, int HeadDim, int ValueDim, Scores TheScores, bool Causal>
@@ -39,7 +39,8 @@ struct AttentionTile {
   static constexpr int query_panel_bytes = group_rows * panel_row_bytes, key_panel_bytes = keys * panel_row_bytes;
   static constexpr int query_bytes = HeadDim / panel_columns * query_panel_bytes;  // of a warpgroup
   static constexpr int key_bytes = HeadDim / panel_columns * key_panel_bytes, value_bytes = ValueDim / panel_columns * key_panel_bytes;
-  static constexpr int stages = 2;
+  static constexpr int  stages     = 2;
+  static constexpr bool take_turns = groups == 2;  // at the tensor cores; three find an order of their own
 
   static constexpr int keys_offset   = groups * query_bytes;
   static constexpr int values_offset = keys_offset + stages * key_bytes;
