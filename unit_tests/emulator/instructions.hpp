@@ -56,7 +56,12 @@ void cp_async_bulk_commit_group();
 void cp_async_bulk_wait(bool read_only);
 
 // The tensor cores.
-enum class Operands { rows, across, across_b, register_a };  // depth along both, across both, along A and across B; A in registers and across B
+enum class Operands {
+  rows,
+  across,
+  across_b,
+  register_a
+};  // depth along both, across both, along A and across B; A in registers and across B
 
 struct Product {
   int           columns;  // N

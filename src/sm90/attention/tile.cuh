@@ -36,9 +36,9 @@ struct AttentionTile {
   static constexpr int math_warps = 4 * groups, team_threads = 128 * (groups + 1);
   static constexpr int math_registers = groups == 3 ? 160 : 232, other_registers = groups == 3 ? 32 : 40;
 
-  static constexpr int query_panel_bytes = group_rows * panel_row_bytes, key_panel_bytes = keys * panel_row_bytes;
-  static constexpr int query_bytes = HeadDim / panel_columns * query_panel_bytes;  // of a warpgroup
-  static constexpr int key_bytes = HeadDim / panel_columns * key_panel_bytes, value_bytes = ValueDim / panel_columns * key_panel_bytes;
+  static constexpr int  query_panel_bytes = group_rows * panel_row_bytes, key_panel_bytes = keys * panel_row_bytes;
+  static constexpr int  query_bytes = HeadDim / panel_columns * query_panel_bytes;  // of a warpgroup
+  static constexpr int  key_bytes = HeadDim / panel_columns * key_panel_bytes, value_bytes = ValueDim / panel_columns * key_panel_bytes;
   static constexpr int  stages     = 2;
   static constexpr bool take_turns = groups == 2;  // at the tensor cores; three find an order of their own
 

@@ -5,7 +5,8 @@
 #include "sm90/indexer/indexer.hpp"
 #include "sm90/topk/topk.hpp"
 
-// indexer_topk in two steps, for calls of few queries whose scores fit into a small workspace: indexer_score's kernel stores them, topk's kernels select.
+// indexer_topk in two steps, for calls of few queries whose scores fit into a small workspace: indexer_score's kernel stores them, topk's
+// kernels select.
 
 namespace Tributary::Impl::SM90 {
 
