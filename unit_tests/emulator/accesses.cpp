@@ -1,6 +1,6 @@
 #include "machine.hpp"
 
-// Ordinary loads and stores of shared memory.  Kernels are compiled with -fsanitize=thread, but linked with the functions below in the
+// Ordinary loads and stores of shared memory, and atomic operations, before which other threads may come.  Kernels are compiled with -fsanitize=thread, but linked with the functions below in the
 // sanitizer's stead.  Refused are accesses to what a copy is writing, stores to what a copy or a product may still read, and accesses to
 // another team's memory or beyond the scratch; words that were written without a proxy fence are remembered.
 
@@ -38,8 +38,10 @@ void fence_proxy_async() {
 
 namespace {
 
-void access(const void* pointer, long bytes, bool writes) {
+void access(const void* pointer, long bytes, Access kind) {
   if (machine.lane == nullptr) return;
+  const bool writes = kind != Access::load;
+  check_race(pointer, bytes, kind);
   const auto in_memory = static_cast<const unsigned char*>(pointer) - machine.memory;
   if (in_memory < 0 || in_memory >= static_cast<long>(machine.teams.size()) * largest_scratch) return;
   Lane&      lane   = *machine.lane;
@@ -60,24 +62,69 @@ void access(const void* pointer, long bytes, bool writes) {
   }
 }
 
+/// A volatile load: others may change the word at the same time.
+void volatile_load(const void* pointer, long bytes) {
+  if (machine.lane == nullptr) return;
+  if (machine.draw(8) == 0) yield();
+  access(pointer, bytes, Access::atomic);
+  order_atomic(pointer, false);
+}
+
+template <class Number>
+std::uint64_t operate(Atomic operation, Number& at, Number value, Number expected) {
+  const Omission::Of omitted = machine.settings.omission.of;
+  const Number       before  = at;
+  switch (operation) {
+    case Atomic::add: at += value; break;
+    case Atomic::bit_or:
+      if (omitted != Omission::Of::atomic_or) at |= value;
+      break;
+    case Atomic::exchange:
+      if (omitted != Omission::Of::atomic_exchange) at = value;
+      break;
+    case Atomic::compare_and_swap:
+      if (at == expected || omitted == Omission::Of::comparison) at = value;
+      break;
+  }
+  return before;
+}
+
 }  // namespace
+
+std::uint64_t atomic(Atomic operation, void* at, int bytes, std::uint64_t value, std::uint64_t expected) {
+  if (machine.draw(8) == 0) yield();
+  access(at, bytes, Access::atomic);
+  order_atomic(at, true);
+  ++machine.events;
+  if (bytes == 8) return operate(operation, *static_cast<std::uint64_t*>(at), value, expected);
+  return operate(operation, *static_cast<std::uint32_t*>(at), static_cast<std::uint32_t>(value), static_cast<std::uint32_t>(expected));
+}
+
 }  // namespace TributaryTest::Emulator
 
 // What the compiler calls; names are the sanitizer's.
 extern "C" {
 // NOLINTBEGIN
-#define TRIBUTARY_ACCESSES(bytes)                                                                    \
-  void __tsan_read##bytes(void* at) { TributaryTest::Emulator::access(at, bytes, false); }           \
-  void __tsan_write##bytes(void* at) { TributaryTest::Emulator::access(at, bytes, true); }           \
-  void __tsan_unaligned_read##bytes(void* at) { TributaryTest::Emulator::access(at, bytes, false); } \
-  void __tsan_unaligned_write##bytes(void* at) { TributaryTest::Emulator::access(at, bytes, true); }
+#define TRIBUTARY_ACCESS(name, bytes, kind) \
+  void __tsan_##name##bytes(void* at) { TributaryTest::Emulator::access(at, bytes, TributaryTest::Emulator::Access::kind); }
+#define TRIBUTARY_ACCESSES(bytes)                 \
+  TRIBUTARY_ACCESS(read, bytes, load)             \
+  TRIBUTARY_ACCESS(write, bytes, store)           \
+  TRIBUTARY_ACCESS(unaligned_read, bytes, load)   \
+  TRIBUTARY_ACCESS(unaligned_write, bytes, store) \
+  TRIBUTARY_ACCESS(volatile_write, bytes, atomic) \
+  void __tsan_volatile_read##bytes(void* at) { TributaryTest::Emulator::volatile_load(at, bytes); }
 TRIBUTARY_ACCESSES(1)
 TRIBUTARY_ACCESSES(2)
 TRIBUTARY_ACCESSES(4)
 TRIBUTARY_ACCESSES(8)
 TRIBUTARY_ACCESSES(16)
-void __tsan_read_range(void* at, unsigned long bytes) { TributaryTest::Emulator::access(at, static_cast<long>(bytes), false); }
-void __tsan_write_range(void* at, unsigned long bytes) { TributaryTest::Emulator::access(at, static_cast<long>(bytes), true); }
+void __tsan_read_range(void* at, unsigned long bytes) {
+  TributaryTest::Emulator::access(at, static_cast<long>(bytes), TributaryTest::Emulator::Access::load);
+}
+void __tsan_write_range(void* at, unsigned long bytes) {
+  TributaryTest::Emulator::access(at, static_cast<long>(bytes), TributaryTest::Emulator::Access::store);
+}
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

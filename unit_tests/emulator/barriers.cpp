@@ -7,7 +7,7 @@
 
 namespace TributaryTest::Emulator {
 
-void meet(Collective collective, int argument, std::uint32_t value) {
+void meet(Collective collective, int argument, std::uint64_t value) {
   Lane& lane = *machine.lane;
   Warp& warp = machine.warp(lane);
   for (const Lane& other : warp.lanes) {
@@ -28,6 +28,21 @@ void meet(Collective collective, int argument, std::uint32_t value) {
     case Collective::shuffle_xor:
       for (Lane& to : warp.lanes) to.result = warp.lanes[(to.lane ^ to.argument) & 31].value;
       break;
+    case Collective::shuffle_up:
+      for (Lane& to : warp.lanes) to.result = warp.lanes[to.lane < argument ? to.lane : to.lane - argument].value;
+      break;
+    case Collective::ballot: {
+      std::uint64_t mask = 0;
+      for (const Lane& from : warp.lanes) mask |= from.value << from.lane;
+      for (Lane& to : warp.lanes) to.result = mask;
+      break;
+    }
+    case Collective::reduce_max: {
+      std::uint64_t most = 0;
+      for (const Lane& from : warp.lanes) most = std::max(most, from.value);
+      for (Lane& to : warp.lanes) to.result = most;
+      break;
+    }
     case Collective::any: {
       const bool some = std::any_of(warp.lanes, warp.lanes + 32, [](const Lane& from) { return from.value != 0; });
       for (Lane& to : warp.lanes) to.result = some ? 1 : 0;
@@ -35,22 +50,39 @@ void meet(Collective collective, int argument, std::uint32_t value) {
     }
     case Collective::commit_group: committed(warp, machine.team(lane), lane.warp); break;
     case Collective::wait_group: waited(warp, machine.team(lane), lane.warp, argument); break;
-    case Collective::syncwarp: break;
+    case Collective::syncwarp: synchronise(warp); break;
   }
   for (Lane& other : warp.lanes)
     if (&other != &lane) wake(other);
 }
 
-void syncwarp() { meet(Collective::syncwarp, 0, 0); }
+void syncwarp() {
+  if (machine.settings.omission.of != Omission::Of::syncwarp) meet(Collective::syncwarp, 0, 0);
+}
 
-std::uint32_t shuffle(std::uint32_t value, int lane) {
+std::uint64_t shuffle(std::uint64_t value, int lane) {
   meet(Collective::shuffle, lane, value);
   return machine.lane->result;
 }
 
-std::uint32_t shuffle_xor(std::uint32_t value, int mask) {
+std::uint64_t shuffle_xor(std::uint64_t value, int mask) {
   meet(Collective::shuffle_xor, mask, value);
   return machine.lane->result;
+}
+
+std::uint64_t shuffle_up(std::uint64_t value, int distance) {
+  meet(Collective::shuffle_up, distance, value);
+  return machine.lane->result;
+}
+
+std::uint32_t ballot(bool value) {
+  meet(Collective::ballot, 0, value ? 1 : 0);
+  return static_cast<std::uint32_t>(machine.lane->result);
+}
+
+std::uint32_t reduce_max(std::uint32_t value) {
+  meet(Collective::reduce_max, 0, value);
+  return static_cast<std::uint32_t>(machine.lane->result);
 }
 
 bool any(bool value) {
@@ -78,7 +110,8 @@ void mbarrier_init(std::uint64_t* barrier, int arrivals) {
 void complete(MemoryBarrier& barrier) {
   if (barrier.pending != 0 || barrier.bytes != 0) return;
   ++barrier.phase;
-  barrier.pending = barrier.count;
+  barrier.pending   = barrier.count;
+  barrier.completed = barrier.arriving;
   std::erase_if(barrier.waiting, [&](const auto& waiting) {
     const bool over = (barrier.phase & 1) != waiting.second;
     if (over) wake(*waiting.first);
@@ -93,6 +126,8 @@ void mbarrier_arrive(std::uint64_t* barrier, int bytes) {
   at.bytes += bytes;
   ++at.arrivals_of_warp[machine.lane->warp];
   --at.pending;
+  ++machine.events;
+  release_to(at.arriving);
   complete(at);
 }
 
@@ -115,6 +150,8 @@ void mbarrier_wait(std::uint64_t* barrier, std::uint32_t parity) {
   Lane&          lane = *machine.lane;
   MemoryBarrier& at   = barrier_at(machine.team(lane), barrier);
   if (parity > 1) fail("mbarrier: parity ", parity);
+  const Omission& omission = machine.settings.omission;
+  if (omission.of == Omission::Of::mbarrier_wait && &at == &machine.team(lane).barriers.rbegin()[omission.number]) return;
   const long meant = phase_meant(lane, at, parity);
   if (machine.draw(8) == 0) yield();
   if ((at.phase & 1) == parity) {
@@ -123,12 +160,15 @@ void mbarrier_wait(std::uint64_t* barrier, std::uint32_t parity) {
     block();
   }
   if (at.phase != meant + 1) fail("mbarrier: a wait for phase ", meant, " ends, but the barrier is in phase ", at.phase);
+  acquire_from(lane, at.completed);
 }
 
 namespace {
 
 void arrive_at_named(int number, int threads, bool waits) {
-  Lane& lane = *machine.lane;
+  Lane&           lane     = *machine.lane;
+  const Omission& omission = machine.settings.omission;
+  if (omission.of == Omission::Of::named_barrier && omission.number == number) return;
   if (number < 0 || number > 15 || threads % 32 != 0) fail("named barrier ", number, " of ", threads, " threads");
   NamedBarrier& barrier = machine.team(lane).named[number];
   if (barrier.expected != 0 && barrier.expected != threads) fail("named barrier ", number, " with two counts");
@@ -136,8 +176,13 @@ void arrive_at_named(int number, int threads, bool waits) {
     fail("a thread arrives twice at named barrier ", number);
   barrier.expected = threads;
   barrier.arrived.push_back(&lane);
+  release_to(barrier.arriving);
   if (static_cast<int>(barrier.arrived.size()) == threads) {
-    for (Lane* const waiting : barrier.waiting) wake(*waiting);
+    for (Lane* const waiting : barrier.waiting) {
+      acquire_from(*waiting, barrier.arriving);
+      wake(*waiting);
+    }
+    if (waits) acquire_from(lane, barrier.arriving);
     barrier = {};
   } else if (waits) {
     barrier.waiting.push_back(&lane);

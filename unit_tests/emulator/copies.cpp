@@ -23,17 +23,19 @@ unsigned char* bytes_at(Team& team, std::uint32_t address, std::uint32_t count) 
   return team.memory + (address - team.base);
 }
 
-void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z, int w) {
+namespace {
+
+void copy_box(void* to, const TensorMap* map, std::uint32_t rank, std::uint64_t* barrier, int x, int y, int z, int w) {
   const Lane& lane = *machine.lane;
   Team&       team = machine.team(lane);
-  if (map->mark != tensor_map_mark || reinterpret_cast<std::uintptr_t>(map) % 64 != 0) fail("no tensor map");
-  const std::uint32_t bytes   = 2 * map->box[0] * map->box[1] * map->box[2] * map->box[3];
+  if (map->mark != tensor_map_mark || reinterpret_cast<std::uintptr_t>(map) % 64 != 0 || map->rank != rank) fail("no tensor map");
+  const std::uint32_t bytes   = map->row_bytes() * map->box[1] * map->box[2] * map->box[3];
   const std::uint32_t address = shared_address(to);
-  if (address % 1024 != 0) fail("a swizzled copy to an address that is no multiple of 1024");
+  if (address % (8 * map->row_bytes()) != 0) fail("a swizzled copy to an address that is no multiple of 8 rows");
   BoxCopy    copy{lane.team, *map, &barrier_at(team, barrier), {x, y, z, w}, {address, address + bytes}};
   const auto heads = map->extents[1], batches = map->extents[3];
   // The engine would fill with zeros, but the kernels have no reason to ask for it.
-  if (x < 0 || y < 0 || z < 0 || w < 0 || static_cast<std::uint64_t>(y) >= heads || static_cast<std::uint64_t>(w) >= batches)
+  if (x < 0 || y < 0 || z < 0 || w < 0 || static_cast<std::uint64_t>(y) + map->box[1] > heads || static_cast<std::uint64_t>(w) >= batches)
     fail("a box outside the tensor: ", x, " ", y, " ", z, " ", w);
   require_no_box(team, copy.to, "a copy");
   require_no_reader(team, copy.to, "a copy");
@@ -43,25 +45,25 @@ void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier
   ++machine.counts.boxes;
 }
 
-namespace {
-
 void deliver(std::size_t index) {
   const BoxCopy copy = machine.boxes[index];
   machine.boxes.erase(machine.boxes.begin() + static_cast<std::ptrdiff_t>(index));
   Team&            team = *machine.teams[static_cast<std::size_t>(copy.team)];
   const TensorMap& map  = copy.map;
-  for (std::uint32_t row = 0; row < map.box[2]; ++row)
-    for (std::uint32_t column = 0; column < map.box[0]; ++column) {
-      const std::uint64_t x = static_cast<std::uint64_t>(copy.at[0]) + column, z = static_cast<std::uint64_t>(copy.at[2]) + row;
-      std::uint16_t       element = 0;
-      if (x < map.extents[0] && z < map.extents[2])
-        std::memcpy(&element,
-                    static_cast<const char*>(map.base) + x * 2 + static_cast<std::uint64_t>(copy.at[1]) * map.strides[0] +
-                        z * map.strides[1] + static_cast<std::uint64_t>(copy.at[3]) * map.strides[2],
-                    2);
-      const std::uint32_t address = copy.to.begin + row * 128 + column * 2;
-      std::memcpy(bytes_at(team, address ^ ((address >> 7 & 7) << 4), 2), &element, 2);  // the swizzle over 128 bytes
+  // A row's bytes that exist; its other ones come as zeros.
+  const std::uint64_t first = static_cast<std::uint64_t>(copy.at[0]) * map.element_bytes, length = map.extents[0] * map.element_bytes;
+  for (std::uint32_t row = 0; row < map.box[1] * map.box[2]; ++row) {
+    const std::uint64_t y    = static_cast<std::uint64_t>(copy.at[1]) + row % map.box[1];
+    const std::uint64_t z    = static_cast<std::uint64_t>(copy.at[2]) + row / map.box[1];
+    const char* const   from = static_cast<const char*>(map.base) + y * map.strides[0] + z * map.strides[1] +
+                             static_cast<std::uint64_t>(copy.at[3]) * map.strides[2];
+    for (std::uint32_t byte = 0; byte < map.row_bytes(); byte += 16) {
+      char                piece[16] = {};
+      const std::uint64_t x         = first + byte;
+      if (x < length && z < map.extents[2]) std::memcpy(piece, from + x, std::min<std::uint64_t>(16, length - x));
+      std::memcpy(bytes_at(team, swizzled(copy.to.begin + row * map.row_bytes() + byte, map.row_bytes()), 16), piece, 16);
     }
+  }
   copy.barrier->bytes -= static_cast<long>(copy.to.end - copy.to.begin);
   if (copy.barrier->bytes < 0) fail("a copy brings more bytes than its barrier expects");
   complete(*copy.barrier);
@@ -108,6 +110,13 @@ bool deliver_any_box() {
   const bool newest = machine.settings.copies == Timing::late && machine.draw(2) == 0;
   deliver(newest ? machine.boxes.size() - 1 : machine.draw(machine.boxes.size()));
   return true;
+}
+
+void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z) {
+  copy_box(to, map, 3, barrier, x, 0, y, z);
+}
+void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z, int w) {
+  copy_box(to, map, 4, barrier, x, y, z, w);
 }
 
 void cp_async_bulk(float* to, const float* from, int bytes, bool adds) {
@@ -170,24 +179,37 @@ namespace Tributary::Impl {
 bool sm90_code_runs(int) { return true; }
 
 template <>
-CUtensorMap SM90::tensor_map<4>(ElementType, const void* base, const TensorShape<4>& shape) {
+CUtensorMap SM90::tensor_map<4>(ElementType type, const void* base, const TensorShape<4>& shape) {
   using TributaryTest::Emulator::fail;
   const bool  empty = std::any_of(shape.extents.begin(), shape.extents.end(), [](std::int64_t extent) { return extent == 0; });
   CUtensorMap map{};
-  map.base = base;
-  map.mark = TributaryTest::Emulator::tensor_map_mark;
+  map.base          = base;
+  map.mark          = TributaryTest::Emulator::tensor_map_mark;
+  map.rank          = 4;
+  map.element_bytes = type == ElementType::float8_e4m3 ? 1 : 2;
   for (std::size_t d = 0; d < 4; ++d) {
     map.extents[d] = empty && d > 0 ? 1 : static_cast<std::uint64_t>(shape.extents[d]);
     map.box[d]     = static_cast<std::uint32_t>(shape.box[d]);
     if (map.extents[d] == 0 || map.box[d] < 1 || map.box[d] > 256) fail("tensor map: extent ", map.extents[d], ", box ", map.box[d]);
   }
   for (std::size_t d = 0; d < 3; ++d) {
-    map.strides[d] = map.extents[d + 1] == 1 ? 16 : static_cast<std::uint64_t>(shape.strides[d]) * 2;
+    map.strides[d] = map.extents[d + 1] == 1 ? 16 : static_cast<std::uint64_t>(shape.strides[d]) * map.element_bytes;
     if (map.strides[d] == 0 || map.strides[d] % 16 != 0 || map.strides[d] >= std::uint64_t{1} << 40)
       fail("tensor map: the driver would refuse a stride of ", map.strides[d], " bytes");
   }
   if (reinterpret_cast<std::uintptr_t>(base) % 16 != 0) fail("tensor map: the base is no multiple of 16 bytes");
-  if (map.box[0] != 64) fail("tensor map: rows of ", map.box[0], " elements are not emulated");
+  if (map.row_bytes() != 128 && map.row_bytes() != 64) fail("tensor map: rows of ", map.row_bytes(), " bytes are not emulated");
+  return map;
+}
+
+template <>
+CUtensorMap SM90::tensor_map<3>(ElementType type, const void* base, const TensorShape<3>& shape) {
+  CUtensorMap map = tensor_map<4>(
+      type, base,
+      {.extents = {shape.extents[0], shape.extents[1] == 0 || shape.extents[2] == 0 ? 0 : 1, shape.extents[1], shape.extents[2]},
+       .strides = {0, shape.strides[0], shape.strides[1]},
+       .box     = {shape.box[0], 1, shape.box[1], shape.box[2]}});
+  map.rank = 3;
   return map;
 }
 

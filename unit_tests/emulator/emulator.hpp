@@ -4,6 +4,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 // A host's emulator of Hopper thread blocks, for tests without a GPU.  It runs the kernels' own source: every thread of a block is a fiber,
 // every function of sm90/ptx calls the emulator (instructions.hpp), and whatever the hardware leaves open (which warp runs next, when a
@@ -12,7 +13,8 @@
 //
 //   fibers.cpp    threads and schedules        wgmma.cpp     the tensor cores
 //   barriers.cpp  how threads meet             accesses.cpp  ordinary loads and stores of shared memory
-//   copies.cpp    the copy engine              include/      what replaces CUDA's, Kokkos' and sm90/ptx's headers
+//   copies.cpp    the copy engine              races.cpp     which accesses nothing orders
+//   include/      what replaces CUDA's, Kokkos' and sm90/ptx's headers
 
 namespace TributaryTest::Emulator {
 
@@ -22,6 +24,18 @@ enum class Timing { random, early, late };
 /// Which of the warps that can run does.
 enum class Schedule { random, slow_warps, first, last, longest };
 
+/// An instruction that the emulator leaves out, to see that tests notice.
+struct Omission {
+  enum class Of { nothing, mbarrier_wait, named_barrier, atomic_or, atomic_exchange, comparison, syncwarp } of = Of::nothing;
+  int number = 0;  ///< of the named barrier; of the mbarrier, in the order in which they were initialised, from the last one
+};
+
+/// Device memory.
+struct Memory {
+  const void* begin;
+  long        bytes;
+};
+
 /// What a launch depends on besides the kernel.
 struct Settings {
   std::uint64_t seed       = 1;
@@ -30,6 +44,11 @@ struct Settings {
   Schedule      schedule   = Schedule::random;
   int           processors = 2;      ///< what the emulated device says of itself: teams that a persistent kernel launches
   bool          late_start = false;  ///< teams begin at different times
+
+  bool                races           = false;  ///< ordinary accesses that nothing orders are refused, of shared memory and what is watched
+  int                 optimistic_warp = -1;     ///< may load what others store at the same time
+  std::vector<Memory> watched         = {};
+  Omission            omission        = {};
 
   /// Every combination comes up as seeds go on.
   static Settings of(std::uint64_t seed, int processors);

@@ -21,8 +21,11 @@ void              setmaxnreg(int registers);
 
 // Collectives of a warp.
 void          syncwarp();
-std::uint32_t shuffle(std::uint32_t value, int lane);
-std::uint32_t shuffle_xor(std::uint32_t value, int mask);
+std::uint64_t shuffle(std::uint64_t value, int lane);
+std::uint64_t shuffle_xor(std::uint64_t value, int mask);
+std::uint64_t shuffle_up(std::uint64_t value, int distance);
+std::uint32_t ballot(bool value);
+std::uint32_t reduce_max(std::uint32_t value);
 bool          any(bool value);
 
 // Barriers.  bytes: what the copy engine must deliver besides; 0 for a plain arrival.
@@ -39,35 +42,50 @@ void         fence_proxy_async_global();
 std::int32_t ld_acquire(const std::int32_t* from);
 void         st_release(std::int32_t* to, std::int32_t value);
 
-// The copy engine.  A tensor map of four dimensions of 2-byte elements; its boxes' rows have 128 bytes, swizzled.
+// Atomic operations, which return what was there before, and fences of ordinary accesses.
+enum class Atomic { add, bit_or, exchange, compare_and_swap };
+std::uint64_t atomic(Atomic operation, void* at, int bytes, std::uint64_t value, std::uint64_t expected);
+void          thread_fence();
+
+// The copy engine.  A tensor map of four dimensions (of three: the second has extent 1); its boxes' rows have 128 or 64 bytes, swizzled.
 struct alignas(64) TensorMap {
   const void*   base;
   std::uint64_t extents[4], strides[3];  // strides in bytes
   std::uint32_t box[4];
   std::uint32_t mark;  // says that this is one
-  char          fill[40];
+  std::uint32_t rank, element_bytes;
+  char          fill[32];
+
+  std::uint32_t row_bytes() const { return box[0] * element_bytes; }
 };
 static_assert(sizeof(TensorMap) == 128);
 inline constexpr std::uint32_t tensor_map_mark = 0x7ea5;
 
+/// Where the byte at a shared address lies when rows of so many bytes are swizzled.
+constexpr std::uint32_t swizzled(std::uint32_t address, std::uint32_t row_bytes) {
+  return address ^ ((address >> 7 & (row_bytes == 128 ? 7u : 3u)) << 4);
+}
+
+void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z);
 void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z, int w);
 void cp_async_bulk(float* to, const float* from, int bytes, bool adds);
 void cp_async_bulk_commit_group();
 void cp_async_bulk_wait(bool read_only);
 
 // The tensor cores.
-enum class Operands {
-  rows,
-  across,
-  across_b,
-  register_a
-};  // depth along both, across both, along A and across B; A in registers and across B
+// Operands: depth along both, across both, along A and across B; A in registers and across B.
+enum class Operands { rows, across, across_b, register_a };
+enum class Format { half, bfloat16, e4m3 };
 
 struct Product {
   int           columns;  // N
   Operands      operands;
-  bool          bfloat16, accumulate;
+  Format        format;
+  bool          accumulate;
   std::uint64_t a, b;  // descriptors; a is 0 for registers
+
+  /// Of 32 bytes.
+  int depth() const { return format == Format::e4m3 ? 32 : 16; }
 
   bool operator==(const Product&) const = default;
 };
@@ -89,6 +107,7 @@ constexpr bool converts_to_bfloat16(std::string_view text) {
   throw "not emulated";
 }
 constexpr bool is_exp2(std::string_view text) { return contains(text, "ex2.approx.ftz.f32 %0, %1;"); }
+constexpr bool is_relu(std::string_view text) { return contains(text, "max.NaN.f32 %0, %1, 0f00000000;"); }
 
 std::uint32_t convert_two(bool bfloat16, float high, float low);
 
@@ -96,5 +115,7 @@ inline float exp2_flushed(float x) {
   const auto flushed = [](float value) { return std::fabs(value) < 0x1p-126f ? 0.0f : value; };
   return flushed(std::exp2(flushed(x)));
 }
+
+inline float relu(float x) { return x <= 0.0f ? 0.0f : x; }  // a NaN stays
 
 }  // namespace TributaryTest::Emulator

@@ -2,10 +2,11 @@
 
 // Before the kernels' own sources, after everything else: the statements that they write as assembly, recognised by their text.
 // In them the operands are called so and the result is `result`.
-#define TRIBUTARY_ASM_OF_ONE(text)                         \
-  do {                                                     \
-    static_assert(TributaryTest::Emulator::is_exp2(text)); \
-    result = TributaryTest::Emulator::exp2_flushed(x);     \
+#define TRIBUTARY_ASM_OF_ONE(text)                                                               \
+  do {                                                                                           \
+    constexpr bool exp2 = TributaryTest::Emulator::is_exp2(text);                                \
+    static_assert(exp2 || TributaryTest::Emulator::is_relu(text));                               \
+    result = exp2 ? TributaryTest::Emulator::exp2_flushed(x) : TributaryTest::Emulator::relu(x); \
   } while (false)
 #define TRIBUTARY_ASM_OF_TWO(text)                                                             \
   do {                                                                                         \

@@ -14,7 +14,10 @@ namespace TributaryTest::Emulator {
 
 inline constexpr int largest_scratch = 240 * 1024;
 
-enum class Collective { syncwarp, shuffle, shuffle_xor, any, commit_group, wait_group };
+enum class Collective { syncwarp, shuffle, shuffle_xor, shuffle_up, ballot, reduce_max, any, commit_group, wait_group };
+
+/// How far each thread of a team had come.
+using Clock = std::vector<std::uint32_t>;
 
 /// A thread: a fiber, and what the emulator remembers of it.
 struct Lane {
@@ -24,14 +27,17 @@ struct Lane {
   const void*                          waits_for  = nullptr;  // an mbarrier, for messages
   Collective                           collective = Collective::syncwarp;
   int                                  argument   = 0;
-  std::uint32_t                        value = 0, result = 0;
-  std::map<const std::uint64_t*, long> next_phase;  // to wait for at each mbarrier
+  std::uint64_t                        value = 0, result = 0;
+  long                                 woken_at = -1;  // from sleep: the number of events then
+  std::map<const std::uint64_t*, long> next_phase;     // to wait for at each mbarrier
   // wgmma.cpp
   long issued = 0;
   bool fenced = false;
   // copies.cpp and accesses.cpp
   std::vector<int> unfenced;                          // words of shared memory written since the last proxy fence
   bool             acquired = false, copied = false;  // since the last fence of the global proxy
+  // races.cpp: what comes before the thread's next access; before its last fence; before its next access after a fence to come
+  Clock clock, fenced_clock, pending_clock;
 };
 
 /// Registers that products in flight add to: 16 rows of a warp.
@@ -80,11 +86,13 @@ struct MemoryBarrier {
   long                                         phase = 0;
   std::map<int, long>                          arrivals_of_warp;
   std::vector<std::pair<Lane*, std::uint32_t>> waiting;  // with the parity
+  Clock                                        arriving, completed;
 };
 
 struct NamedBarrier {
   int                expected = 0;
   std::vector<Lane*> arrived, waiting;
+  Clock              arriving;
 };
 
 /// A box on its way to shared memory.
@@ -120,6 +128,7 @@ struct Team {
   long                               start  = 0;
   std::deque<MemoryBarrier>          barriers;
   NamedBarrier                       named[16];
+  std::map<const void*, Clock>       atomics;                                                   // released to a place by atomic operations
   std::vector<std::uint16_t>         writer = std::vector<std::uint16_t>(largest_scratch / 4);  // 1 + thread of an unfenced word
 };
 
@@ -131,6 +140,7 @@ struct Machine {
   std::deque<BoxCopy>                boxes;
   std::deque<BulkCopy>               bulk_copies;
   std::vector<Lane*>                 sleeping;
+  long                               events = 0;        // that a sleeping lane may wait for
   Lane*                              lane   = nullptr;  // that runs; null in the scheduler
   unsigned char*                     memory = nullptr;  // of all teams
 
@@ -146,7 +156,7 @@ void yield();
 void wake(Lane& lane);
 
 /// Waits until all lanes of the warp have come; the last one calls `complete`, then all go on.
-void meet(Collective collective, int argument, std::uint32_t value);
+void meet(Collective collective, int argument, std::uint64_t value);
 /// What a committed group and a wait for one mean: wgmma.cpp.
 void committed(Warp& warp, Team& team, int warp_number);
 void waited(Warp& warp, Team& team, int warp_number, int pending);
@@ -158,6 +168,15 @@ MemoryBarrier& barrier_at(Team& team, const std::uint64_t* barrier);
 
 /// The bytes at a shared address; refused outside the scratch.
 unsigned char* bytes_at(Team& team, std::uint32_t address, std::uint32_t count);
+
+/// races.cpp: threads that order their accesses, and the check of an access.
+void start_clocks();
+void release_to(Clock& to);
+void acquire_from(Lane& lane, const Clock& from);
+void synchronise(Warp& warp);
+void order_atomic(const void* at, bool stores);
+enum class Access { load, store, atomic };
+void check_race(const void* at, long bytes, Access access);
 
 /// A step of the copy engine, if it takes one now; and where nothing else can go on, whether a box could be delivered.
 void step_copies();

@@ -2,7 +2,7 @@
 
 #include <iostream>
 
-#include "EmulatedAttention.hpp"
+#include "EmulatedData.hpp"
 
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);

@@ -18,29 +18,31 @@ constexpr int           rows      = 16;  // of a warp
 
 using Numbers = std::array<float, 65536>;
 
-template <class Element>
+template <class Element, class Bits>
 Numbers* table() {
   auto* const numbers = new Numbers;
-  for (std::uint32_t bits = 0; bits < 65536; ++bits)
-    (*numbers)[bits] = static_cast<float>(std::bit_cast<Element>(static_cast<std::uint16_t>(bits)));
+  for (std::uint32_t bits = 0; bits < 1u << 8 * sizeof(Bits); ++bits)
+    (*numbers)[bits] = static_cast<float>(std::bit_cast<Element>(static_cast<Bits>(bits)));
   return numbers;
 }
-const Numbers& numbers_of(bool bfloat16) {
-  static const Numbers* const bfloats = table<Tributary::bfloat16_t>();
-  static const Numbers* const halves  = table<Tributary::half_t>();
-  return bfloat16 ? *bfloats : *halves;
+const Numbers& numbers_of(Format format) {
+  static const Numbers* const bfloats = table<Tributary::bfloat16_t, std::uint16_t>();
+  static const Numbers* const halves  = table<Tributary::half_t, std::uint16_t>();
+  static const Numbers* const bytes   = table<Tributary::float8_e4m3_t, std::uint8_t>();
+  return format == Format::bfloat16 ? *bfloats : (format == Format::half ? *halves : *bytes);
 }
 
 /// A matrix descriptor's fields, in bytes.
 struct Descriptor {
-  std::uint32_t start, leading, stride;
+  std::uint32_t start, leading, stride, row_bytes;
 
-  explicit Descriptor(std::uint64_t bits) : start(field(bits, 0)), leading(field(bits, 16)), stride(field(bits, 32)) {
+  explicit Descriptor(std::uint64_t bits)
+      : start(field(bits, 0)), leading(field(bits, 16)), stride(field(bits, 32)), row_bytes(bits >> 62 == 1 ? 128 : 64) {
     constexpr std::uint64_t base_offset = std::uint64_t{7} << 49;
     constexpr std::uint64_t reserved    = 3ull << 14 | 3ull << 30 | 7ull << 46 | 0x3ffull << 52;
-    if (bits >> 62 != 1) fail("descriptor: no swizzle of 128 bytes");
+    if (bits >> 62 != 1 && bits >> 62 != 2) fail("descriptor: no swizzle of 128 or 64 bytes");
     if ((bits & (base_offset | reserved)) != 0) fail("descriptor: bits that must be 0");
-    if (stride != 1024) fail("descriptor: groups of 8 rows are ", stride, " bytes apart");
+    if (stride != 8 * row_bytes) fail("descriptor: groups of 8 rows are ", stride, " bytes apart");
   }
 
  private:
@@ -50,19 +52,20 @@ struct Descriptor {
 /// What a product may read; whole groups of 8 rows.
 std::vector<Range> reads_of(const Product& product) {
   std::vector<Range> reads;
-  const auto         add = [&](std::uint32_t start, std::uint32_t bytes) {
-    start &= ~1023u;
-    reads.push_back({start, start + bytes});
+  const auto         add = [&](const Descriptor& matrix, std::uint32_t rows_read, std::uint32_t offset = 0) {
+    const std::uint32_t start = (matrix.start + offset) & ~(matrix.stride - 1);
+    reads.push_back({start, start + rows_read * matrix.row_bytes});
   };
   const Descriptor b(product.b);
   const auto       columns = static_cast<std::uint32_t>(product.columns);
   if (product.operands == Operands::rows) {
-    add(Descriptor(product.a).start, 64 * 128);
-    add(b.start, columns * 128);
+    add(Descriptor(product.a), 64);
+    add(b, columns);
   } else {
-    if (product.operands == Operands::across) add(Descriptor(product.a).start, 16 * 128);
-    if (product.operands == Operands::across_b) add(Descriptor(product.a).start, 64 * 128);
-    for (std::uint32_t panel = 0; panel < columns / 64; ++panel) add(b.start + panel * b.leading, 16 * 128);
+    if (product.format == Format::e4m3 || b.row_bytes != 128) fail("wgmma: operands across their rows");
+    if (product.operands == Operands::across) add(Descriptor(product.a), 16);
+    if (product.operands == Operands::across_b) add(Descriptor(product.a), 64);
+    for (std::uint32_t panel = 0; panel < columns / 64; ++panel) add(b, 16, panel * b.leading);
   }
   return reads;
 }
@@ -203,14 +206,15 @@ void waited(Warp& warp, Team& team, int warp_number, int pending) {
 void execute(Team& team, int warp_number, IssuedProduct& issued) {
   const Product&   product = issued.product;
   const int        columns = product.columns;
-  const Numbers&   number  = numbers_of(product.bfloat16);
+  const int        depth   = product.depth();
+  const Numbers&   number  = numbers_of(product.format);
   const Descriptor of_b(product.b);
-  static float     a[rows][16], b[16][256];
+  static float     a[rows][32], b[32][256];
   if (issued.lanes != 32) fail("wgmma: not issued by all lanes");
   require_unchanged(issued);
   const auto eight_at = [&](std::uint32_t address) {  // elements
     std::array<std::uint16_t, 8> bits;
-    std::memcpy(bits.data(), bytes_at(team, address ^ ((address >> 7 & 7) << 4), 16), 16);
+    std::memcpy(bits.data(), bytes_at(team, swizzled(address, 128), 16), 16);
     return bits;
   };
   // Eight rows or columns from `first` on, at depth k, of a matrix whose depth runs across its rows.
@@ -218,9 +222,15 @@ void execute(Team& team, int warp_number, IssuedProduct& issued) {
     return eight_at(matrix.start + static_cast<std::uint32_t>(first / 64) * matrix.leading +
                     static_cast<std::uint32_t>(first % 64 * 2 + k % 8 * 128) + static_cast<std::uint32_t>(k / 8) * matrix.stride);
   };
-  // Row `row`, depths k ... k + 7, of one whose depth runs along its rows.
-  const auto along = [&](const Descriptor& matrix, int row, int k) {
-    return eight_at(matrix.start + static_cast<std::uint32_t>(row / 8) * matrix.stride + static_cast<std::uint32_t>(row % 8 * 128 + k * 2));
+  // Row `row`, the whole depth, of one whose depth runs along its rows.
+  const auto along = [&](const Descriptor& matrix, int row, const auto& put) {
+    const auto address =
+        matrix.start + static_cast<std::uint32_t>(row / 8) * matrix.stride + static_cast<std::uint32_t>(row % 8) * matrix.row_bytes;
+    for (int half = 0; half < 2; ++half) {
+      const unsigned char* const bytes = bytes_at(team, swizzled(address + static_cast<std::uint32_t>(half) * 16, matrix.row_bytes), 16);
+      for (int k = 0; k < depth / 2; ++k)
+        put(half * depth / 2 + k, number[depth == 32 ? bytes[k] : static_cast<unsigned>(bytes[2 * k] | bytes[2 * k + 1] << 8)]);
+    }
   };
   const int first_row = warp_number % 4 * rows;
   if (product.operands == Operands::register_a) {
@@ -235,26 +245,18 @@ void execute(Team& team, int warp_number, IssuedProduct& issued) {
         for (int i = 0; i < 8; ++i) a[r + i][k] = number[bits[static_cast<std::size_t>(i)]];
       }
   } else {
-    for (int r = 0; r < rows; ++r)
-      for (int k = 0; k < 16; k += 8) {
-        const auto bits = along(Descriptor(product.a), first_row + r, k);
-        for (int i = 0; i < 8; ++i) a[r][k + i] = number[bits[static_cast<std::size_t>(i)]];
-      }
+    for (int r = 0; r < rows; ++r) along(Descriptor(product.a), first_row + r, [&](int k, float value) { a[r][k] = value; });
   }
   for (int k = 0; k < 16; ++k)
     for (int n = 0; n < columns && product.operands != Operands::rows; n += 8) {
       const auto bits = across(of_b, k, n);
       for (int i = 0; i < 8; ++i) b[k][n + i] = number[bits[static_cast<std::size_t>(i)]];
     }
-  for (int n = 0; n < columns && product.operands == Operands::rows; ++n)
-    for (int k = 0; k < 16; k += 8) {
-      const auto bits = along(of_b, n, k);
-      for (int i = 0; i < 8; ++i) b[k + i][n] = number[bits[static_cast<std::size_t>(i)]];
-    }
+  for (int n = 0; n < columns && product.operands == Operands::rows; ++n) along(of_b, n, [&](int k, float value) { b[k][n] = value; });
   for (int r = 0; r < rows; ++r) {
     float* const sums = issued.accumulator->values.data() + r * columns;
     if (!product.accumulate) std::fill(sums, sums + columns, 0.0f);
-    for (int k = 0; k < 16; ++k)
+    for (int k = 0; k < depth; ++k)
       for (int n = 0; n < columns; ++n) sums[n] += a[r][k] * b[k][n];
   }
   issued.done = true;

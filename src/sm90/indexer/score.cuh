@@ -21,9 +21,9 @@ struct Scoring {
 
   /// relu(NaN) = NaN.
   __device__ static float relu(float x) {
-    float y;
-    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
-    return y;
+    float result;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
+    return result;
   }
   /// Maxima run at half rate and, in FP8, take as long as the products: there every second ReLU is (x + |x|) / 2 on the FMA pipe, the half
   /// folded into the weight.  Exact, since FP8 products are finite or NaN; -infinity would become NaN.

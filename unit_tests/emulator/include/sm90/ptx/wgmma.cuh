@@ -22,11 +22,16 @@ void pin(float (&d)[Count]) {
 
 template <class Element, int N, TributaryTest::Emulator::Operands TheOperands>
 struct EmulatedWgmma {
+  using Format                   = TributaryTest::Emulator::Format;
+  static constexpr Format format = std::is_same_v<Element, half_t>       ? Format::half
+                                   : std::is_same_v<Element, bfloat16_t> ? Format::bfloat16
+                                                                         : Format::e4m3;
+
   static void issue(float (&d)[N / 2], std::uint64_t a, std::uint64_t b, bool accumulate) {
-    TributaryTest::Emulator::wgmma_issue({N, TheOperands, std::is_same_v<Element, bfloat16_t>, accumulate, a, b}, d, nullptr);
+    TributaryTest::Emulator::wgmma_issue({N, TheOperands, format, accumulate, a, b}, d, nullptr);
   }
   static void issue(float (&d)[N / 2], const std::uint32_t* a, std::uint64_t b) {
-    TributaryTest::Emulator::wgmma_issue({N, TheOperands, std::is_same_v<Element, bfloat16_t>, true, 0, b}, d, a);
+    TributaryTest::Emulator::wgmma_issue({N, TheOperands, format, true, 0, b}, d, a);
   }
 };
 template <class Element, int N>
