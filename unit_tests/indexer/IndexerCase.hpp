@@ -123,15 +123,16 @@ inline LegalInterval legal_interval(const Mask& mask, std::int64_t batch, std::i
   return {first_key, begin, std::max(begin, end)};
 }
 
-/// I(t,s) of rows t and s, with double accumulators; relu(NaN) = NaN.
-template <class Element>
-double indexer_formula(const IndexerInputs<Element>& in, std::int64_t b, std::int64_t t, std::int64_t s) {
+/// I(t,s) of rows t and s, with double accumulators; relu(NaN) = NaN.  The numbers of query and key are given, as this type or converted.
+template <class Element, class Number>
+double indexer_formula(const IndexerInputs<Element>& in, const std::vector<Number>& query_numbers, const std::vector<Number>& key_numbers,
+                       std::int64_t b, std::int64_t t, std::int64_t s) {
   const auto [batch, queries, keys, heads, head_dim] = in.shape();
   double sum                                         = 0;
   for (std::int64_t h = 0; h < heads; ++h) {
-    const Element* const query = &in.query.values[static_cast<std::size_t>(((b * queries + t) * heads + h) * head_dim)];
-    const Element* const key   = &in.key.values[static_cast<std::size_t>((b * keys + s) * head_dim)];
-    double               dot   = 0;
+    const Number* const query = &query_numbers[static_cast<std::size_t>(((b * queries + t) * heads + h) * head_dim)];
+    const Number* const key   = &key_numbers[static_cast<std::size_t>((b * keys + s) * head_dim)];
+    double              dot   = 0;
     for (std::int64_t d = 0; d < head_dim; ++d)
       dot += static_cast<double>(static_cast<float>(query[d])) * static_cast<double>(static_cast<float>(key[d]));
     if (in.scaled) dot *= static_cast<double>(in.query_scale(b, t, h)) * static_cast<double>(in.key_scale(b, s));
@@ -139,17 +140,23 @@ double indexer_formula(const IndexerInputs<Element>& in, std::int64_t b, std::in
   }
   return sum;
 }
+template <class Element>
+double indexer_formula(const IndexerInputs<Element>& in, std::int64_t b, std::int64_t t, std::int64_t s) {
+  return indexer_formula(in, in.query.values, in.key.values, b, t, s);
+}
 
 /// Scores of every legal key, [B, S, columns]; -infinity elsewhere.
 template <class Element>
 Array<float, 3> expected_scores(const IndexerInputs<Element>& in, const Mask& mask, std::int64_t columns) {
-  const auto      shape = in.shape();
+  const auto      shape     = in.shape();
+  const auto      as_floats = [](const auto& values) { return std::vector<float>(values.begin(), values.end()); };
+  const auto      query = as_floats(in.query.values), key = as_floats(in.key.values);
   Array<float, 3> scores({shape.batch, shape.queries, columns}, -infinity);
   for (std::int64_t b = 0; b < shape.batch; ++b)
     for (std::int64_t t = 0; t < shape.queries; ++t) {
       const auto legal = legal_interval(mask, b, t, shape.keys);
       for (std::int64_t s = legal.begin; s < std::min(legal.end, columns); ++s)
-        scores(b, t, s) = static_cast<float>(indexer_formula(in, b, t, legal.first_key + s));
+        scores(b, t, s) = static_cast<float>(indexer_formula(in, query, key, b, t, legal.first_key + s));
     }
   return scores;
 }

@@ -172,7 +172,7 @@ void few_queries(std::uint32_t stream) {
     expect_exact_every_way(integer_inputs<Element>(random, shape), random_mask(random, shape), {1, random.integer(2, 600), 2048});
   }
   // rows that topk reads in parts
-  for (const auto& [queries, keys] : std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 40000}, {2, 16384}, {3, 17001}}) {
+  for (const auto& [queries, keys] : std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 40000}, {3, 17001}}) {
     const IndexerShape shape{1, queries, keys, 64, 64};
     const auto         in = integer_inputs<Element>(random, shape);
     expect_exact_every_way(in, {}, {1, 512, 2048});

@@ -35,10 +35,12 @@ __device__ void describe_item(const IndexerCall& call, std::int64_t number, Work
   const std::int32_t end   = __reduce_max_sync(0xffffffffu, some ? keys.end : 0);
   const std::int32_t all =
       begin < end ? static_cast<std::int32_t>((static_cast<std::int64_t>(end) - begin + Tile::keys - 1) / Tile::keys) : 0;
-  const auto first  = static_cast<std::int32_t>(all * split / call.plan.splits);
-  const auto tiles  = static_cast<std::int32_t>(all * (split + 1) / call.plan.splits) - first;
-  const auto period = KeyTileOrder::period_of(tiles);
-  const auto stride = tiles == 0 ? 1 : KeyTileOrder::stride_of(period, lane);
+  const auto first = static_cast<std::int32_t>(all * split / call.plan.splits);
+  const auto tiles = static_cast<std::int32_t>(all * (split + 1) / call.plan.splits) - first;
+  // Scores that are stored need no order; so the keys lie side by side, and the first ones are asked for some divisions earlier.
+  const bool in_order = call.scores != nullptr || tiles == 0;
+  const auto period   = in_order ? tiles : KeyTileOrder::period_of(tiles);
+  const auto stride   = in_order ? 1 : KeyTileOrder::stride_of(period, lane);
   if (lane == 0) {
     item.batch     = static_cast<std::int32_t>(batch);
     item.row       = static_cast<std::int32_t>(row);
