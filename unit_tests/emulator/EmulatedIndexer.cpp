@@ -278,7 +278,7 @@ std::string IndexerRun::run(Settings settings) {
   Tributary::Impl::WorkspaceLayout layout(workspace.data() + (Tributary::Impl::WorkspaceLayout::round_up(base) - base));
   auto                             plan = SM90::plan_indexer(exec, in_.problem, o_.top_k, o_.splits, layout);
   if (o_.top_k > 0 && o_.room > 0) plan.capacity = o_.top_k + o_.room;
-  const GuardedArray<Entry> candidates(plan.teams * 2 * (512 / o_.heads) * std::int64_t{plan.capacity});
+  const GuardedArray<Entry> candidates(plan.teams * (512 / o_.heads) * std::int64_t{plan.capacity});
   plan.candidates          = candidates.data();
   splits_                  = plan.splits;
   settings.races           = true;

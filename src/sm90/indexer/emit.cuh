@@ -130,9 +130,6 @@ template <class Tile>
 __device__ void finish(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, const WorkItem<Tile::queries>& item,
                        int team, int warp, int lane) {
   static_assert(Tile::list_bytes >= math_warps * static_cast<int>(sizeof(SortRoom)));
-  asm volatile(""
-               : "+r"(lane), "+r"(warp), "+r"(team),
-                 "+l"(scratch));  // what is worked out of these stays here: the key loop needs all registers
   const int group     = warp / 4;
   SortRoom& room      = reinterpret_cast<SortRoom*>(scratch + group * Tile::group_offset)[warp % 4];
   const int first_row = group * Tile::group_queries;
