@@ -34,6 +34,22 @@ TEST(IndexerEmulated, RandomScores) {
     Random         random(stream);
     IndexerOptions options = IndexerOptions::any(random);
     options.top_k          = 0;
+    options.only_legal     = random.one_in(2);
+    run_and_check(options, stream);
+    if (HasFailure()) return;
+  }
+}
+
+/// Rows for one warpgroup only, whose key tiles both take by turns, alone and before tiles with rows for both.
+TEST(IndexerEmulated, ScoresOfFewQueries) {
+  for (std::uint64_t stream = 7000; stream < 7000 + 60; ++stream) {
+    Random         random(stream);
+    IndexerOptions options = IndexerOptions::any(random);
+    options.top_k          = 0;
+    options.queries        = 1 + random.below(options.heads == 64 ? 13 : 26);
+    options.keys           = 1 + random.below(64 * (1 + random.below(14)));
+    options.splits         = random.below(6);
+    options.only_legal     = random.one_in(2);
     run_and_check(options, stream);
     if (HasFailure()) return;
   }

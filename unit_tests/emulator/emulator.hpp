@@ -44,6 +44,7 @@ struct Settings {
   Schedule      schedule   = Schedule::random;
   int           processors = 2;      ///< what the emulated device says of itself: teams that a persistent kernel launches
   bool          late_start = false;  ///< teams begin at different times
+  bool          skips = false;  ///< warps may leave out phases of an mbarrier that they do not arrive at; which one is meant is not checked
 
   bool                races           = false;  ///< ordinary accesses that nothing orders are refused, of shared memory and what is watched
   int                 optimistic_warp = -1;     ///< may load what others store at the same time

@@ -17,6 +17,9 @@ struct alignas(8) int2 {
 struct float2 {
   float x, y;
 };
+struct alignas(8) int2 {
+  int x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };
