@@ -1,8 +1,9 @@
 #include "machine.hpp"
 
-// Ordinary loads and stores of shared memory, and atomic operations, before which other threads may come.  Kernels are compiled with -fsanitize=thread, but linked with the functions below in the
-// sanitizer's stead.  Refused are accesses to what a copy is writing, stores to what a copy or a product may still read, and accesses to
-// another team's memory or beyond the scratch; words that were written without a proxy fence are remembered.
+// Ordinary loads and stores of shared memory, and atomic operations, before which other threads may come.  Kernels are compiled with
+// -fsanitize=thread, but linked with the functions below in the sanitizer's stead.  Refused are accesses to what a copy is writing, stores
+// to what a copy or a product may still read, and accesses to another team's memory or beyond the scratch; words that were written without
+// a proxy fence are remembered.
 
 namespace TributaryTest::Emulator {
 
@@ -95,7 +96,7 @@ std::uint64_t atomic(Atomic operation, void* at, int bytes, std::uint64_t value,
   if (machine.draw(8) == 0) yield();
   access(at, bytes, Access::atomic);
   order_atomic(at, true);
-  ++machine.events;
+  machine.fruitless = 0;
   if (bytes == 8) return operate(operation, *static_cast<std::uint64_t*>(at), value, expected);
   return operate(operation, *static_cast<std::uint32_t*>(at), static_cast<std::uint32_t>(value), static_cast<std::uint32_t>(expected));
 }

@@ -126,7 +126,7 @@ void mbarrier_arrive(std::uint64_t* barrier, int bytes) {
   at.bytes += bytes;
   ++at.arrivals_of_warp[machine.lane->warp];
   --at.pending;
-  ++machine.events;
+  machine.fruitless = 0;
   release_to(at.arriving);
   complete(at);
 }

@@ -169,6 +169,7 @@ void st_release(std::int32_t* to, std::int32_t value) {
   *to = value;
   for (Lane* const lane : machine.sleeping) wake(*lane);
   machine.sleeping.clear();
+  machine.fruitless = 0;
 }
 
 }  // namespace TributaryTest::Emulator

@@ -116,8 +116,8 @@ void start(int threads, int teams, int scratch_bytes) {
   machine.boxes.clear();
   machine.bulk_copies.clear();
   machine.sleeping.clear();
-  machine.events = 0;
-  machine.memory = memory_of(teams);
+  machine.fruitless = 0;
+  machine.memory    = memory_of(teams);
   failure.clear();
   if (threads % 128 != 0 || scratch_bytes > 227 * 1024) fail("a launch of ", threads, " threads, ", scratch_bytes, " bytes");
   std::size_t fibers = 0;
@@ -187,14 +187,17 @@ void run(Warp& warp) {
   }
 }
 
-/// Whether there are lanes that may find something new.
-bool wake_sleeping() {
-  return std::erase_if(machine.sleeping, [](Lane* lane) {
-           if (lane->woken_at == machine.events) return false;
-           lane->woken_at = machine.events;
-           wake(*lane);
-           return true;
-         }) > 0;
+void wake_sleeping() {
+  for (Lane* const lane : machine.sleeping) wake(*lane);
+  machine.sleeping.clear();
+}
+
+/// Where nothing else can go on: whether sleeping lanes can, which look again and again for an arrival or an atomic operation.
+bool wake_for_news() {
+  if (machine.sleeping.empty() || machine.fruitless > 3) return false;
+  ++machine.fruitless;
+  wake_sleeping();
+  return true;
 }
 
 /// Products that nobody waits for yet.
@@ -287,8 +290,7 @@ void exit_thread() {
   std::abort();
 }
 
-// Until the next release, or for some time; but every sleep takes an arrival or an atomic operation anywhere, since whoever sleeps again
-// and again waits for one of them.
+// Until the next release, or for some time.
 void nanosleep() {
   ++machine.counts.sleeps;
   machine.sleeping.push_back(machine.lane);
@@ -320,7 +322,7 @@ void launch(int threads, int teams, int scratch_bytes, const std::function<void(
     }
     if (!live) break;
     if (ready.empty()) {
-      if (deliver_any_box() || wake_sleeping()) continue;
+      if (deliver_any_box() || wake_for_news()) continue;
       if (!late) fail("deadlock");
       tick += 1000;
       continue;

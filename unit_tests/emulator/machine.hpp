@@ -28,8 +28,7 @@ struct Lane {
   Collective                           collective = Collective::syncwarp;
   int                                  argument   = 0;
   std::uint64_t                        value = 0, result = 0;
-  long                                 woken_at = -1;  // from sleep: the number of events then
-  std::map<const std::uint64_t*, long> next_phase;     // to wait for at each mbarrier
+  std::map<const std::uint64_t*, long> next_phase;  // to wait for at each mbarrier
   // wgmma.cpp
   long issued = 0;
   bool fenced = false;
@@ -140,9 +139,9 @@ struct Machine {
   std::deque<BoxCopy>                boxes;
   std::deque<BulkCopy>               bulk_copies;
   std::vector<Lane*>                 sleeping;
-  long                               events = 0;        // that a sleeping lane may wait for
-  Lane*                              lane   = nullptr;  // that runs; null in the scheduler
-  unsigned char*                     memory = nullptr;  // of all teams
+  int                                fruitless = 0;  // times that sleeping lanes were woken since something happened that they may wait for
+  Lane*                              lane      = nullptr;  // that runs; null in the scheduler
+  unsigned char*                     memory    = nullptr;  // of all teams
 
   std::uint64_t draw(std::uint64_t choices) { return random() % choices; }
   Team&         team(const Lane& of) { return *teams[static_cast<std::size_t>(of.team)]; }
