@@ -11,9 +11,6 @@
 #define __device__
 #define __host__
 
-struct alignas(8) int2 {
-  int x, y;
-};
 struct float2 {
   float x, y;
 };
