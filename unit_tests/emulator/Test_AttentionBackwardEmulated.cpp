@@ -69,7 +69,9 @@ class BackwardRun {
   }
 
   void run(const Settings& settings) {
-    set(settings);
+    Settings watched = settings;
+    watched.races = true;
+    set(watched);
     for (const Gradient* const gradient : {&query_, &key_, &value_}) std::fill(gradient->bits.begin(), gradient->bits.end(), untouched);
     Tributary::AttentionGradients               wanted{};
     Tributary::Impl::AttentionBackwardArguments arguments{};
