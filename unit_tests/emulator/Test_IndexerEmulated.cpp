@@ -65,6 +65,15 @@ TEST(IndexerEmulated, ManyCuts) {
     }
 }
 
+/// The plan's buffers, full once.
+TEST(IndexerEmulated, LongRows) {
+  std::uint64_t stream = 7000;
+  for (const Trend trend : {Trend::rising_as_visited, Trend::equal}) {
+    run_and_check({.queries = 2, .keys = 4090, .top_k = 300, .trend = trend, .processors = 1}, ++stream);
+    if (HasFailure()) return;
+  }
+}
+
 /// Items that have no keys, or one or two tiles of them, between others.
 TEST(IndexerEmulated, FewTiles) {
   for (std::uint64_t stream = 4000; stream < 4000 + 20; ++stream) {

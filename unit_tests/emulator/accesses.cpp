@@ -81,9 +81,11 @@ std::uint64_t operate(Atomic operation, Number& at, Number value, Number expecte
       if (omitted != Omission::Of::atomic_or) at |= value;
       break;
     case Atomic::exchange:
+      change_atomically(&at);
       if (omitted != Omission::Of::atomic_exchange) at = value;
       break;
     case Atomic::compare_and_swap:
+      if (at == expected) change_atomically(&at);
       if (at == expected || omitted == Omission::Of::comparison) at = value;
       break;
   }

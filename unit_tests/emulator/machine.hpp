@@ -76,6 +76,7 @@ struct Warp {
   long                                      first_product = 0;  // number of the deque's first one
   long                                      groups        = 0;  // committed
   std::vector<std::shared_ptr<Accumulator>> accumulators;
+  int                                       doubtful = -1;  // whose store a load of this optimistic warp met
 };
 
 struct MemoryBarrier {
@@ -127,7 +128,8 @@ struct Team {
   long                               start  = 0;
   std::deque<MemoryBarrier>          barriers;
   NamedBarrier                       named[16];
-  std::map<const void*, Clock>       atomics;                                                   // released to a place by atomic operations
+  std::map<const void*, int>         doubtful;  // where an optimistic warp swapped in what it should not have
+  std::map<const void*, Clock>       atomics;   // released to a place by atomic operations
   std::vector<std::uint16_t>         writer = std::vector<std::uint16_t>(largest_scratch / 4);  // 1 + thread of an unfenced word
 };
 
@@ -174,6 +176,7 @@ void release_to(Clock& to);
 void acquire_from(Lane& lane, const Clock& from);
 void synchronise(Warp& warp);
 void order_atomic(const void* at, bool stores);
+void change_atomically(const void* at);  // an exchange, or a swap that succeeds
 enum class Access { load, store, atomic };
 void check_race(const void* at, long bytes, Access access);
 

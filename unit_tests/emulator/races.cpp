@@ -5,6 +5,9 @@
 // Races of ordinary accesses, where a launch asks for it: two accesses of a word, one of them a store, that no barrier, syncwarp or fence
 // orders.  Every thread has a vector clock, as in FastTrack (Flanagan, Freund 2009).  Atomic operations and volatile loads do not race with
 // each other, and order what a fence separates from them.  Shuffles and votes order nothing.
+//
+// An optimistic warp loads, then compares and swaps a word that says whether that was in vain.  Its loads may meet atomic operations; if
+// they meet stores and the swap succeeds all the same, nobody else may see the word.
 
 namespace TributaryTest::Emulator {
 namespace {
@@ -136,14 +139,19 @@ void thread_fence() {
 
 void check_race(const void* at, long bytes, Access access) {
   if (!machine.settings.races) return;
-  Lane& lane = *machine.lane;
-  if (access == Access::load && lane.warp == machine.settings.optimistic_warp) return;
+  Lane&      lane       = *machine.lane;
+  Warp&      warp       = machine.warp(lane);
+  const bool optimistic = lane.warp == machine.settings.optimistic_warp;
   for (long offset = 0; offset < bytes; offset += 4) {
     Word* const word = word_at(at, offset);
     if (word == nullptr) return;
     if (word->team < 0) word->team = lane.team;
     if (word->team != lane.team) fail("a race: two teams use the same device memory");
     const std::uint32_t thread = number_of(lane);
+    if (optimistic && access == Access::load) {
+      if (const int other = word->stores.not_before(lane.clock); other >= 0) warp.doubtful = other;
+      continue;
+    }
     if (const int other = word->stores.not_before(lane.clock); other >= 0)
       refuse(at, access == Access::load ? "a load" : (access == Access::store ? "a store" : "an atomic operation"), "a store", other);
     if (access == Access::load) {
@@ -170,7 +178,22 @@ void order_atomic(const void* at, bool stores) {
   Lane&  lane     = *machine.lane;
   Clock& location = machine.team(lane).atomics[at];
   join(lane.pending_clock, location);
-  if (stores) join(location, lane.fenced_clock);
+  if (stores)
+    join(location, lane.fenced_clock);
+  else if (lane.warp == machine.settings.optimistic_warp)
+    machine.warp(lane).doubtful = -1;  // another attempt
+  else if (const auto doubt = machine.team(lane).doubtful.find(at); doubt != machine.team(lane).doubtful.end())
+    fail("a race: a load of what was swapped in after loads that nothing orders after stores of warp ", doubt->second / 32, " lane ",
+         doubt->second % 32);
+}
+
+void change_atomically(const void* at) {
+  if (!machine.settings.races) return;
+  const Lane& lane  = *machine.lane;
+  Team&       team  = machine.team(lane);
+  const int   other = machine.warp(lane).doubtful;
+  team.doubtful.erase(at);
+  if (other >= 0) team.doubtful[at] = other;
 }
 
 }  // namespace TributaryTest::Emulator
