@@ -69,7 +69,7 @@ TEST(IndexerEmulated, ManyCuts) {
 TEST(IndexerEmulated, LongRows) {
   std::uint64_t stream = 7000;
   for (const Trend trend : {Trend::rising_as_visited, Trend::equal}) {
-    run_and_check({.queries = 2, .keys = 4090, .top_k = 300, .trend = trend, .processors = 1}, ++stream);
+    run_and_check({.queries = 2, .keys = 7700, .top_k = 300, .trend = trend, .processors = 1}, ++stream);
     if (HasFailure()) return;
   }
 }
