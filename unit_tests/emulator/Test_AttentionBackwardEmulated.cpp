@@ -70,7 +70,7 @@ class BackwardRun {
 
   void run(const Settings& settings) {
     Settings watched = settings;
-    watched.races = true;
+    watched.races    = true;
     set(watched);
     for (const Gradient* const gradient : {&query_, &key_, &value_}) std::fill(gradient->bits.begin(), gradient->bits.end(), untouched);
     Tributary::AttentionGradients               wanted{};
