@@ -68,7 +68,8 @@ class BackwardRun {
         for (int h = 0; h < o_.heads; ++h) expect_row(b, i, h);
   }
 
-  void run(const Settings& settings) {
+  void run(Settings settings) {
+    settings.races = true;
     set(settings);
     for (const Gradient* const gradient : {&query_, &key_, &value_}) std::fill(gradient->bits.begin(), gradient->bits.end(), untouched);
     Tributary::AttentionGradients               wanted{};
