@@ -68,10 +68,9 @@ class BackwardRun {
         for (int h = 0; h < o_.heads; ++h) expect_row(b, i, h);
   }
 
-  void run(const Settings& settings) {
-    Settings watched = settings;
-    watched.races    = true;
-    set(watched);
+  void run(Settings settings) {
+    settings.races = true;
+    set(settings);
     for (const Gradient* const gradient : {&query_, &key_, &value_}) std::fill(gradient->bits.begin(), gradient->bits.end(), untouched);
     Tributary::AttentionGradients               wanted{};
     Tributary::Impl::AttentionBackwardArguments arguments{};

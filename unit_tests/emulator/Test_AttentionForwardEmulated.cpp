@@ -25,7 +25,8 @@ class ForwardRun {
     for (float& number : previous_lse_) number = random_.one_in(4) ? -std::numeric_limits<float>::infinity() : 3 + 4 * random_.normal();
   }
 
-  void run(const Settings& settings) {
+  void run(Settings settings) {
+    settings.races = true;
     set(settings);
     std::fill(out_.begin(), out_.end(), untouched);
     std::fill(lse_.begin(), lse_.end(), std::numeric_limits<float>::quiet_NaN());
