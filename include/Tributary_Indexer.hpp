@@ -48,7 +48,7 @@ struct IndexerOptions {
   // the Hopper level has its own.
   std::int64_t chunk_queries = 0;  ///< queries that stay resident while keys stream past
   std::int64_t chunk_keys    = 0;  ///< keys streamed at a time
-  std::int64_t key_splits    = 0;  ///< indexer_topk: parts of the keys worked on at the same time; merged at the end
+  std::int64_t key_splits    = 0;  ///< parts of the keys worked on at the same time; indexer_topk merges what they find
 };
 
 namespace Impl {

@@ -198,7 +198,7 @@ TEST_F(IndexerHopper, WarpgroupsTakeTurnsAtAnyNumberOfKeyTiles) {
   }
 }
 
-/// More work items than SMs: a team goes from tiles with queries for one warpgroup to tiles with queries for both, and back.
+/// More work items than SMs: a team goes from tiles with queries for one warpgroup to tiles with queries for both.
 TEST_F(IndexerHopper, TilesWithFewAndWithManyQueriesFollowOneAnother) {
   SCOPED_TRACE(seed_text());
   Random     random(20);
@@ -207,8 +207,6 @@ TEST_F(IndexerHopper, TilesWithFewAndWithManyQueriesFollowOneAnother) {
   const auto expected = expected_scores(in, mask, 450);
   for (const std::int64_t splits : {1, 2, 3, 7})
     EXPECT_TRUE(same_bits(IndexerCall<bfloat16_t>(level, in, mask, {.key_splits = splits}).score(450), expected)) << splits << " splits";
-  for (const std::int64_t k : {40, 450})
-    EXPECT_TRUE(same_rows(IndexerCall<bfloat16_t>(level, in, mask).topk(k), expected_indexer_topk(expected, mask, 450, k))) << "k " << k;
 }
 
 TEST_F(IndexerHopper, AQueryAloneHasTheBitsThatItHasAmongMany) {
@@ -533,6 +531,7 @@ TEST_F(IndexerHopper, TheWorkspaceIsBoundedWhateverTheQueriesAndKeys) {
       EXPECT_LT(bytes(queries, keys, top_k), 48'000'000u) << queries << " queries, " << keys << " keys, k " << top_k;
   EXPECT_LT(bytes(1048576, 262144, 512), 64'000'000u);
   EXPECT_LT(bytes(1048576, 262144, 1024), 64'000'000u);
+  EXPECT_LT(bytes(1048576, 262144, 2048), 90'000'000u);
 }
 
 /// Columns of stored scores that no legal key has are not written, and must not be read.

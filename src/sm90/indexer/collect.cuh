@@ -7,7 +7,7 @@
 #include "sm90/ptx/mbarrier.cuh"
 #include "sm90/ptx/predicated.cuh"
 
-// What becomes of scores: a math warp appends those that beat their row's threshold to the row's buffer in device memory (which stays in
+// What becomes of scores: a math warp appends those that beat their row's threshold to the row's buffer in device memory (mostly in
 // the second-level cache), or, for indexer_score, stores them all.  It does so while the next tile is multiplied.
 
 namespace Tributary::Impl::SM90 {
@@ -158,10 +158,7 @@ class Collector {
     if (lane_ == 0) set_rejected(row, {__int_as_float(0x7fffffff), -1});
     __threadfence_block();
     clear_bins(bins_of(row), lane_);
-    if (lane_ == 0) {
-      state_of(row)        = {.threshold = threshold, .window = window, .count = count};
-      shared_.windows[row] = window;
-    }
+    if (lane_ == 0) state_of(row) = {.threshold = threshold, .window = window, .count = count};
     __syncwarp();
   }
 
@@ -210,7 +207,7 @@ class Collector {
       Entry* const buffer = buffer_of(row);
       ptx::st_global_if(take0, buffer + place + __popc(mask0 & before_me), entry0);
       ptx::st_global_if(take1, buffer + place + n0 + __popc(mask1 & before_me), entry1);
-      const ScoreBins      bins    = shared_.windows[row];
+      const ScoreBins      bins    = state.window;
       std::uint32_t* const counter = bins_of(row);
       ptx::red_shared_inc_if(take0, counter + bins(scores[r][0]));
       ptx::red_shared_inc_if(take1, counter + bins(scores[r][1]));
@@ -282,7 +279,7 @@ __device__ void raise_thresholds(const IndexerCall& call, SharedState<Tile>& sha
       __syncwarp();  // every lane reads its bins after the epoch
       const auto* const bins = reinterpret_cast<const std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins;
       const int         bin  = BinCounts(bins, lane).find(k, lane).bin;
-      const float       edge = shared.windows[row].edge(bin);
+      const float       edge = shared.rows[row].window.edge(bin);
       __threadfence_block();
       if (lane == 0 && edge == edge && !(edge <= known.score))
         atomicCAS(reinterpret_cast<unsigned long long*>(&shared.rejected[row]), before,

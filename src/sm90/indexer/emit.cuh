@@ -66,10 +66,6 @@ __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& st
     const ScoreBins of       = state.window;
     const auto      edge_of  = [&](int bin) { return sortable(of.edge(bin)); };  // none: 0, which only NaN has
     const auto      value_of = [](std::uint32_t image) { return score_of(static_cast<Entry>(image) << 32); };
-    clear_bins(bins, lane);
-    for_each_entry<in_flight>(buffer, count, lane,
-                              [&](Entry entry, bool real) { ptx::red_shared_inc_if(real, bins + of(score_of(entry))); });
-    __syncwarp();
     if (emit_sorted<in_flight>(
             buffer, count, wanted, bins, room, lane, edge_of, value_of, [](Entry entry) { return entry; }, put))
       return;

@@ -112,7 +112,7 @@ struct IndexerFunctor {
       ptx::setmaxnreg_dec<other_registers>();
       if (warp == load_warp)
         load<Tile>(call, shared, scratch, team.league_rank(), team.league_size(), lane);
-      else if (warp == threshold_warp)
+      else if (warp == threshold_warp && call.scores == nullptr)
         raise_thresholds<Tile>(call, shared, scratch, lane);
     }
     exit_thread();
@@ -218,12 +218,13 @@ IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t
   IndexerPlan        plan{};
   plan.tiles               = (p.queries + queries - 1) / queries;
   const std::int64_t tiles = p.batch * plan.tiles;
-  plan.splits              = static_cast<std::int32_t>(key_splits > 0 ? key_splits
+  const std::int64_t most  = std::max<std::int64_t>(1, (p.keys + 63) / 64);  // a key tile each
+  plan.splits              = static_cast<std::int32_t>(key_splits > 0 ? std::min(key_splits, most)
                                                        : top_k == 0   ? splits_that_fill(tiles, p.keys, processors)
                                                                       : splits_to_merge(tiles, p.keys, top_k, processors));
   plan.teams               = static_cast<std::int32_t>(std::min(processors, plan.items(p.batch)));
-  // Shuffled keys bring about k (1 + ln(n / k)) candidates, of which the buffer holds those of a few hundred thousand keys; when it is full
-  // it is cut.
+  // Shuffled keys bring about k (1 + ln(n / k)) candidates: the buffer holds those of some 300,000 keys at k 1024, of 100,000 at k 2048.
+  // When it is full it is cut.
   plan.capacity   = top_k == 0 ? 0 : (top_k <= 1024 ? 7168 : 10240);
   plan.maps       = layout.take<TensorMaps>(1);
   plan.next_item  = layout.take<std::int32_t>(1);

@@ -49,7 +49,7 @@ __device__ void describe_item(const IndexerCall& call, std::int64_t number, Work
     item.key_tiles = tiles;
     item.period    = period;
     item.stride    = stride;
-    // Rows past the last would leave the second warpgroup nothing to do.  (A row's candidates have one collector, a row's scores any.)
+    // Rows past the last would leave the second warpgroup nothing to do.  (A row's candidates are one warpgroup's, a row's scores any's.)
     item.shared = call.scores != nullptr && row + Tile::group_queries >= call.problem.queries;
   }
 }

@@ -19,15 +19,15 @@ inline std::int64_t score_row(const IndexerProblem& problem) { return (problem.k
 
 /// Whether a call's scores are stored; else they are selected as they come, by the fused kernel.
 ///
-/// Where tiles of queries fill half of the chip the fused kernel is faster (S 1024, 2048 and 4096 with T = S / 4: 30, 71 and 178 us against
-/// 36, 75 and 199).  With fewer it would have to merge a list for each of many parts of the keys (q = 1, T 262144: 561 us against 67).
+/// Where tiles of queries fill half of the chip the fused kernel is faster (S 1024, 2048 and 4096 with T = S / 4: 30, 71 and 178 us, in its
+/// form of commit 780d972, against 36, 75 and 199).  With fewer it would have to merge a list for each of many parts of the keys (q = 1, T
+/// 262144: 561 us against 67).
 ///
 /// \param key_splits  of the options: a call that names a number of parts gets the fused kernel in these
 template <class Exec>
 bool stores_scores(const Exec& exec, const IndexerProblem& problem, std::int64_t key_splits) {
   if (key_splits != 0 || query_tiles(problem) > exec.cuda_device_prop().multiProcessorCount / 2) return false;
-  // Short rows count as 16 bytes, so that the two numbers of a row's range never take more than half as much again.
-  return problem.batch * problem.queries <= most_score_bytes / std::max<std::int64_t>(16, 4 * score_row(problem));
+  return problem.batch * problem.queries * 4 * score_row(problem) <= most_score_bytes;
 }
 
 /// What such a call needs beside its problem, laid out from a workspace's base (none: only counted).

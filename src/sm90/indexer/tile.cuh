@@ -14,8 +14,8 @@ namespace Tributary::Impl::SM90 {
 inline constexpr int math_warps = 8, team_warps = 12, team_threads = 32 * team_warps;
 inline constexpr int load_warp = 8, threshold_warp = 9;
 
-/// 168 registers a thread at the start, divided anew: 2 x 224 + 56 = 3 x 168.
-inline constexpr int math_registers = 224, other_registers = 56;
+/// 168 registers a thread at the start, divided anew: 2 x 232 + 40 = 3 x 168.
+inline constexpr int math_registers = 232, other_registers = 40;
 
 template <class Element_, int Heads_, int HeadDim_>
 struct IndexerTile {
@@ -77,8 +77,7 @@ struct WorkItem {
   RowKeys      rows[Queries];
 
   /// The first of a warpgroup's rows.
-  __device__ int  first_row(int group) const { return shared ? 0 : group * (Queries / 2); }
-  __device__ bool has_tile(int group, int key_tile) const { return !shared || key_tile % 2 == group; }
+  __device__ int first_row(int group) const { return shared ? 0 : group * (Queries / 2); }
 };
 
 /// The key tiles of an item in an order that jumps through them by golden sections: whatever trend the scores have along the keys, the
@@ -153,7 +152,6 @@ struct SharedState {
   std::uint64_t           queries_full[2], queries_empty[2];
   std::uint64_t           item_full[2], item_empty[2];
   RejectedScore           rejected[Tile::queries];
-  ScoreBins               windows[Tile::queries];
   float2                  extents[Tile::queries][4];  // of a row's first scores, seen by each warp
   RowState                rows[Tile::queries];
   WorkItem<Tile::queries> items[2];
