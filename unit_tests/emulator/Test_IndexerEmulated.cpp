@@ -115,13 +115,13 @@ std::string found(IndexerRun& run, const Omission& omission, std::uint64_t seed)
 
 using Of = Omission::Of;
 
-/// Of mbarriers, counted from the last one: an item's and its queries' two each; then of the keys.
+/// Of mbarriers, counted from the last one: an item, its queries used and its queries there, twice; then of the keys.
 TEST(IndexerEmulated, CatchesOmissionsOnEverySchedule) {
   IndexerRun run({.queries = 40, .keys = 600, .top_k = 40, .trend = Trend::rising_as_visited, .ratio = 1, .query_offset = 560, .room = 192},
                  6000);
   std::vector<Omission> omissions{{Of::atomic_or}, {Of::syncwarp}};
   for (const int barrier : {1, 2, 3, 4}) omissions.push_back({Of::named_barrier, barrier});
-  for (const int barrier : {1, 5}) omissions.push_back({Of::mbarrier_wait, barrier});
+  for (const int barrier : {0, 3}) omissions.push_back({Of::mbarrier_wait, barrier});
   for (const Omission& omission : omissions)
     for (std::uint64_t seed = 0; seed < 45; seed += 8)
       ASSERT_NE(found(run, omission, seed), "")
@@ -130,12 +130,12 @@ TEST(IndexerEmulated, CatchesOmissionsOnEverySchedule) {
 
 TEST(IndexerEmulated, CatchesOmissionsOnSomeSchedule) {
   std::vector<Omission> omissions{{Of::comparison}};
-  for (const int barrier : {0, 2, 3, 4, 6, 7, 8, 9}) omissions.push_back({Of::mbarrier_wait, barrier});
+  for (const int barrier : {1, 2, 4, 5, 6, 7}) omissions.push_back({Of::mbarrier_wait, barrier});
   for (const Omission& omission : omissions) {
     bool caught = false;
     for (std::uint64_t seed = 0; seed < 90 && !caught; ++seed) {
       if (omission.of == Of::comparison && Settings::of(seed, 1).schedule != Schedule::slow_warps) continue;  // a matter of lateness
-      const bool short_items = omission.number < 8;  // many items; or more tiles than there is room for
+      const bool short_items = omission.number < 6;  // many items; or more tiles than there is room for
       IndexerRun run({.queries = short_items ? 64 : 10, .keys = short_items ? 250 : 1000, .top_k = 20, .room = 192}, seed);
       caught = !found(run, omission, seed).empty();
     }

@@ -79,10 +79,7 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
     collector.end();
     finish<Tile>(call, shared, scratch, item, team, warp, lane);
     __syncwarp();
-    if (lane == 0) {
-      ptx::mbarrier_arrive(&shared.queries_empty[group]);
-      ptx::mbarrier_arrive(&shared.item_empty[item_at.slot]);
-    }
+    if (lane == 0) ptx::mbarrier_arrive(&shared.queries_empty[group]);
   }
   if (lane == 0) atomicSub(&shared.math_warps_left, 1);
 }
@@ -127,7 +124,6 @@ struct IndexerFunctor {
       ptx::mbarrier_init(&shared.queries_full[i], 1);
       ptx::mbarrier_init(&shared.queries_empty[i], math_warps / 2);
       ptx::mbarrier_init(&shared.item_full[i], 1);
-      ptx::mbarrier_init(&shared.item_empty[i], math_warps);
       shared.full[0][i] = shared.full[1][i] = 0;
     }
     for (RowState& row : shared.rows) row.count = 0;

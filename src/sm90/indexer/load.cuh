@@ -80,8 +80,7 @@ __device__ void load(const IndexerCall& call, SharedState<Tile>& shared, unsigne
   RingPosition<Tile::stages> stage;
   std::uint32_t              round = 0;
   for (std::int64_t number = team;; round ^= 1) {
-    auto& item = shared.items[item_at.slot];
-    ptx::mbarrier_wait(&shared.item_empty[item_at.slot], item_at.round ^ 1);
+    auto& item = shared.items[item_at.slot];  // the one before the last is done: the last one's queries have come
     describe_item<Tile>(call, number, item, lane);
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&shared.item_full[item_at.slot]);

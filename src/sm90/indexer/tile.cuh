@@ -150,7 +150,7 @@ template <class Tile>
 struct SharedState {
   std::uint64_t           keys_full[Tile::stages], keys_empty[Tile::stages];
   std::uint64_t           queries_full[2], queries_empty[2];
-  std::uint64_t           item_full[2], item_empty[2];
+  std::uint64_t           item_full[2];
   RejectedScore           rejected[Tile::queries];
   float2                  extents[Tile::queries][4];  // of a row's first scores, seen by each warp
   RowState                rows[Tile::queries];
