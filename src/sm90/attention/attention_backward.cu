@@ -14,7 +14,8 @@
 // each sum has one order.
 //
 // The warpgroups take turns: one issues the products of the gradients of a step, of the scores of the next one and of the gradient of the
-// queries of the step before, which by then both have shared; meanwhile the other one makes gradients of scores.
+// queries of the step before, which by then both have shared; meanwhile the other one makes gradients of scores.  Heads of more than 128
+// components divide the work another way: gradient_wide.cuh.
 
 namespace Tributary::Impl::SM90 {
 namespace {

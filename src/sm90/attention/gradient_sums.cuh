@@ -8,7 +8,7 @@
 
 namespace Tributary::Impl::SM90 {
 
-/// Where element (query, column) of a part lies in what finish_queries leaves: four elements a thread, thread by thread.
+/// Where element (query, column) of a part lies in what hand_over leaves: four elements a thread, thread by thread.
 KOKKOS_INLINE_FUNCTION int place_in_part(int query, int column) {
   const int thread = query / 16 * 32 + query % 8 * 4 + column % 8 / 2;
   return column / 8 * 512 + thread * 4 + query % 16 / 8 * 2 + column % 2;

@@ -95,10 +95,9 @@ struct WideGradientTile {
   static constexpr int query_stages = 2, grad_out_stages = 1, score_stages = scores == Scores::plain ? 2 : 1;
   // Weights and gradients of scores, a row a key, a column a query; where pairs are worked out on their own the gradient of values takes
   // other weights than the gradients of scores.
-  static constexpr int score_tile_bytes = keys * panel_row_bytes;
-  static constexpr int score_bytes      = (scores == Scores::plain ? 2 : 3) * score_tile_bytes;
-  static constexpr int weights_place = 0, gradients_place = score_tile_bytes,
-                       slopes_place = scores == Scores::plain ? 0 : 2 * score_tile_bytes;
+  static constexpr int score_bytes   = (scores == Scores::plain ? 2 : 3) * key_panel_bytes;
+  static constexpr int weights_place = 0, gradients_place = key_panel_bytes,
+                       slopes_place = scores == Scores::plain ? 0 : 2 * key_panel_bytes;
 
   static constexpr int keys_offset     = 0;
   static constexpr int values_offset   = keys_offset + key_bytes;
