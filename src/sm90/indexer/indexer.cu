@@ -172,9 +172,8 @@ void run_any(const char* label, const Kokkos::Cuda& exec, const IndexerCall& cal
 
 /// Parts of a tile's keys where scores are stored and none are merged: those with which the work ends soonest.  Work goes in waves of a
 /// part an SM, of its key tiles and some four more, until its queries have come and its last scores are stored.
-std::int64_t splits_that_fill(std::int64_t tiles, std::int64_t keys, std::int64_t processors) {
-  constexpr std::int64_t start     = 4;
-  const std::int64_t     key_tiles = (keys + 63) / 64;
+std::int64_t splits_that_fill(std::int64_t tiles, std::int64_t key_tiles, std::int64_t processors) {
+  constexpr std::int64_t start = 4;
   std::int64_t           best = 1, least = std::numeric_limits<std::int64_t>::max();
   for (std::int64_t splits = 1; splits <= std::min(processors, key_tiles); ++splits) {
     const std::int64_t waves = (tiles * splits + processors - 1) / processors, time = waves * ((key_tiles + splits - 1) / splits + start);
@@ -210,21 +209,22 @@ std::string no_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t t
 
 template <class Exec>
 IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t top_k, std::int64_t key_splits, WorkspaceLayout& layout) {
-  const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount, queries = 512 / p.heads;
+  const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount;
   IndexerPlan        plan{};
-  plan.tiles               = (p.queries + queries - 1) / queries;
-  const std::int64_t tiles = p.batch * plan.tiles;
-  const std::int64_t most  = std::max<std::int64_t>(1, (p.keys + 63) / 64);  // a key tile each
-  plan.splits              = static_cast<std::int32_t>(key_splits > 0 ? std::min(key_splits, most)
-                                                       : top_k == 0   ? splits_that_fill(tiles, p.keys, processors)
-                                                                      : splits_to_merge(tiles, p.keys, top_k, processors));
-  plan.teams               = static_cast<std::int32_t>(std::min(processors, plan.items(p.batch)));
+  plan.tiles               = query_tiles(p);
+  const std::int64_t tiles = p.batch * plan.tiles, key_tiles = (p.keys + tile_keys - 1) / tile_keys;
+  // A key tile each, and no more of all than a queue of 2^31 holds.
+  const std::int64_t most = std::max<std::int64_t>(1, std::min(key_tiles, 0x7fff0000 / std::max<std::int64_t>(tiles, 1)));
+  plan.splits             = static_cast<std::int32_t>(key_splits > 0 ? std::min(key_splits, most)
+                                                      : top_k == 0   ? splits_that_fill(tiles, key_tiles, processors)
+                                                                     : splits_to_merge(tiles, p.keys, top_k, processors));
+  plan.teams              = static_cast<std::int32_t>(std::min(processors, plan.items(p.batch)));
   // Shuffled keys bring about k (1 + ln(n / k)) candidates: the buffer holds those of some 300,000 keys at k 1024, of 100,000 at k 2048.
   // When it is full it is cut.
   plan.capacity   = top_k == 0 ? 0 : (top_k <= 1024 ? 7168 : 10240);
   plan.maps       = layout.take<TensorMaps>(1);
   plan.next_item  = layout.take<std::int32_t>(1);
-  plan.candidates = layout.take<Entry>(std::int64_t{plan.teams} * queries * plan.capacity);
+  plan.candidates = layout.take<Entry>(plan.teams * tile_queries(p) * plan.capacity);
   return plan;
 }
 

@@ -28,10 +28,13 @@ struct IndexerPlan {
   KOKKOS_INLINE_FUNCTION std::int64_t items(std::int64_t batch) const { return batch * tiles * splits; }
 };
 
-/// Tiles of queries of all batch entries.
+/// Keys of a tile, and queries: two warpgroups have 256 heads each.
+inline constexpr int tile_keys = 64;
+inline std::int64_t  tile_queries(const IndexerProblem& problem) { return 512 / problem.heads; }
+
+/// Tiles of queries of a batch entry.
 inline std::int64_t query_tiles(const IndexerProblem& problem) {
-  const std::int64_t queries = 512 / problem.heads;
-  return problem.batch * ((problem.queries + queries - 1) / queries);
+  return (problem.queries + tile_queries(problem) - 1) / tile_queries(problem);
 }
 
 /// \param top_k       0: for indexer_score

@@ -26,7 +26,7 @@ inline std::int64_t score_row(const IndexerProblem& problem) { return (problem.k
 /// \param key_splits  of the options: a call that names a number of parts gets the fused kernel in these
 template <class Exec>
 bool stores_scores(const Exec& exec, const IndexerProblem& problem, std::int64_t key_splits) {
-  if (key_splits != 0 || query_tiles(problem) > exec.cuda_device_prop().multiProcessorCount / 2) return false;
+  if (key_splits != 0 || problem.batch * query_tiles(problem) > exec.cuda_device_prop().multiProcessorCount / 2) return false;
   return problem.batch * problem.queries * 4 * score_row(problem) <= most_score_bytes;
 }
 

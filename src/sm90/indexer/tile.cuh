@@ -30,7 +30,7 @@ struct IndexerTile {
 
   // A wgmma multiplies 64 keys by 256 heads: 256 halves what the tensor cores read of the keys against 128, and a full accumulator is all
   // that a warpgroup's registers hold.
-  static constexpr int keys          = 64;
+  static constexpr int keys          = tile_keys;
   static constexpr int columns       = 256;
   static constexpr int group_queries = columns / heads;  // of a warpgroup
   static constexpr int queries       = 2 * group_queries;
