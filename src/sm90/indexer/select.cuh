@@ -224,7 +224,7 @@ __device__ bool emit_found(SortRoom& room, int count, float least, float greates
     for (int u = 0; u < together; ++u) {
       const int i = first + 32 * u;
       entry[u]    = room.found[i < count ? i : first];
-      place[u]    = ptx::atom_shared_inc_if(i < count, room.bin + bin_of(entry[u]));
+      place[u]    = ptx::atom_shared_add_if(i < count, room.bin + bin_of(entry[u]), 1u);
     }
 #pragma unroll
     for (int u = 0; u < together; ++u) ptx::st_shared_if(first + 32 * u < count, room.sorted + place[u], entry[u]);

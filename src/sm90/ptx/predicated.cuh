@@ -29,32 +29,19 @@ __device__ inline void red_shared_inc_if(bool predicate, std::uint32_t* counter)
       : "memory");
 }
 
-/// The sum before, or anything if the predicate does not hold.
-__device__ inline std::int32_t atom_shared_add_if(bool predicate, std::int32_t* sum, std::int32_t value) {
-  std::int32_t before = 0;
-  asm volatile(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %1, 0;\n"
-      "@add atom.shared::cta.add.s32 %0, [%2], %3;\n"
-      "}\n"
-      : "+r"(before)
-      : "r"(static_cast<int>(predicate)), "r"(shared_address(sum)), "r"(value)
-      : "memory");
-  return before;
-}
-
 /// The counter before, or anything if the predicate does not hold.
-__device__ inline std::uint32_t atom_shared_inc_if(bool predicate, std::uint32_t* counter) {
-  std::uint32_t before = 0;
+template <class Counter>
+__device__ Counter atom_shared_add_if(bool predicate, Counter* counter, Counter value) {
+  static_assert(sizeof(Counter) == 4);
+  Counter before = 0;
   asm volatile(
       "{\n"
       ".reg .pred add;\n"
       "setp.ne.b32 add, %1, 0;\n"
-      "@add atom.shared::cta.add.u32 %0, [%2], 1;\n"
+      "@add atom.shared::cta.add.u32 %0, [%2], %3;\n"
       "}\n"
       : "+r"(before)
-      : "r"(static_cast<int>(predicate)), "r"(shared_address(counter))
+      : "r"(static_cast<int>(predicate)), "r"(shared_address(counter)), "r"(value)
       : "memory");
   return before;
 }

@@ -16,13 +16,11 @@ inline void st_global_if(bool predicate, std::uint64_t* to, std::uint64_t value)
   if (predicate) *to = value;
 }
 
-inline std::int32_t atom_shared_add_if(bool predicate, std::int32_t* sum, std::int32_t value) {
-  return predicate ? atomicAdd(shared(sum), value) : 0x5eed;
+template <class Counter>
+Counter atom_shared_add_if(bool predicate, Counter* counter, Counter value) {
+  return predicate ? atomicAdd(shared(counter), value) : 0x5eed;
 }
-inline std::uint32_t atom_shared_inc_if(bool predicate, std::uint32_t* counter) {
-  return predicate ? atomicAdd(shared(counter), 1u) : 0x5eedu;
-}
-inline void red_shared_inc_if(bool predicate, std::uint32_t* counter) { atom_shared_inc_if(predicate, counter); }
+inline void red_shared_inc_if(bool predicate, std::uint32_t* counter) { atom_shared_add_if(predicate, counter, 1u); }
 
 inline void st_shared_if(bool predicate, std::uint64_t* to, std::uint64_t value) {
   if (predicate) *shared(to) = value;
