@@ -11,6 +11,7 @@
 #include "common/gemm.hpp"
 
 // attention_forward and attention_backward on a CUDA device, 16384 tokens in heads of 2048 numbers together, with their workspace given.
+// any_order: gradients of queries are added up in the order of events (deterministic = false).
 // Sampled rows are compared with the reference before anything is timed.  Time: a call in short trains after a rest, and sustained_ms: back
 // to back (perf/common/device.hpp).  Counters: TFLOP/s of legal work (forward 4 D, backward 10 D flop a legal pair and head); r, that rate
 // as a fraction of the product of 8192 x 8192 bfloat16 matrices, which is GEMM TFLOP/s, timed by turns with it; peak_bytes beyond inputs
@@ -47,11 +48,16 @@ void add_cases(const Exec& exec, const std::string& space, const AttentionShape&
   const std::string type("bfloat16");
   add_device_benchmark({"attention_forward", space, type, shape.name(), name_of(level)},
                        [=](benchmark::State& state) { return run(state, exec, shape, ForwardCall<Element, Exec>(shape, level)); });
-  add_device_benchmark({"attention_backward", space, type, shape.name(), name_of(level)}, [=](benchmark::State& state) {
-    const BackwardCall<Element, Exec> backward(shape, level);
-    backward.forward.run(exec);
-    return run(state, exec, shape, backward);
-  });
+  for (const bool deterministic : {true, false}) {
+    if (!deterministic && level != Level::hopper) continue;
+    const std::string order(deterministic ? "" : "_any_order");
+    add_device_benchmark({"attention_backward", space, type, shape.name() + order, name_of(level)}, [=](benchmark::State& state) {
+      BackwardCall<Element, Exec> backward(shape, level);
+      backward.forward.options.deterministic = deterministic;
+      backward.forward.run(exec);
+      return run(state, exec, shape, backward);
+    });
+  }
 }
 
 }  // namespace

@@ -15,7 +15,6 @@ class Differentiator : GradientWarp<Tile> {
   using Base::Base;
 
   __device__ void run() {
-    if (Tile::take_turns && group() == 1) ptx::bar_arrive(turn_of(0), 256);
     this->for_each_piece([this](const GradientPiece& piece) { differentiate(piece); });
   }
 
@@ -63,33 +62,27 @@ class Differentiator : GradientWarp<Tile> {
   __device__ void differentiate(GradientScores<Tile>& gradient, const GradientPiece& piece, std::int32_t n, GradientStep<Tile>& step,
                                 float (&scores)[count], float (&gradients)[count], float (&grad_key)[sums], float (&grad_value)[sums]) {
     const int     slot = stage_.slot;
-    std::uint32_t weights[count / 2];
+    std::uint32_t weights[count / 2], slopes[count / 2];
     float         grad_query[32];
     gradient.differentiate(scores, gradients, step, shared_.shift[slot], shared_.share[slot]);
-    share(gradients);
+    pack<Element>(gradients, slopes);
+    share(slopes);
     pack<Element>(scores, weights);
     stage_.next();
-    if (n > 0) ptx::mbarrier_wait(&shared_.scores_full[query_score_at_.slot], query_score_at_.round);
-    if constexpr (!Last) this->wait_for_queries(stage_);
-    __syncwarp();
-    ptx::bar_sync(turn_of(group()), Tile::take_turns ? 256 : 128);  // holds the warpgroup together, which reads what its warps shared
-    // The step before's; the first one's is not used, keys stand for what nobody has shared yet.
-    multiply_keys(grad_query, n > 0 ? scores_at(query_score_at_.slot) : Tile::keys_offset);
-    multiply_across(grad_value, weights, slot);
-    this->multiply_shared(grad_key, scores_at(score_at_.slot) + group_rows(), queries_at(slot));
-    score_at_.next();
-    if constexpr (!Last) multiply_rows(scores, Tile::keys_offset, queries_at(stage_.slot));
-    if constexpr (Tile::take_turns) ptx::bar_arrive(turn_of(1 - group()), 256);
-    ptx::wgmma_wait_group<Last ? 2 : 3>();
+    multiply_before(n, grad_query);
+    multiply_across(grad_value, weights, grad_out_at(slot));
+    multiply_across(grad_key, slopes, queries_at(slot));
+    ptx::wgmma_wait_group<2>();
     ptx::pin(grad_query);
     if (n > 0) finish_queries(grad_query, n - 1);
-    ptx::wgmma_wait_group<Last ? 0 : 1>();
+    if constexpr (!Last) this->wait_for_queries(stage_);
+    ptx::wgmma_wait_group<0>();
     ptx::pin(grad_value);
     ptx::pin(grad_key);
+    if constexpr (!Last) multiply_rows(scores, Tile::keys_offset, queries_at(stage_.slot));
     release(&shared_.queries_empty[slot], &shared_.grad_out_empty[slot]);
     if constexpr (Last) {
-      this->wait(shared_.scores_full, query_score_at_);
-      multiply_keys(grad_query, scores_at(query_score_at_.slot));
+      multiply_before(n + 1, grad_query);
       ptx::wgmma_wait_group<0>();
       ptx::pin(grad_query);
       finish_queries(grad_query, n);
@@ -105,8 +98,13 @@ class Differentiator : GradientWarp<Tile> {
     }
   }
 
-  // Named barriers: whose turn it is to multiply.
-  __device__ static int turn_of(int group) { return 1 + group; }
+  /// The gradient of the queries of the step before step n.  Before the first one keys stand for what nobody has shared, and nothing is made
+  /// of the product: with a branch around it ptxas would serialise all.
+  __device__ void multiply_before(std::int32_t n, float (&grad_query)[32]) const {
+    if (n > 0) ptx::mbarrier_wait(&shared_.scores_full[query_score_at_.slot], query_score_at_.round);
+    __syncwarp();
+    multiply_keys(grad_query, n > 0 ? scores_at(query_score_at_.slot) : Tile::keys_offset);
+  }
 
   /// Where the warpgroup's rows of keys, values or shared scores begin.
   __device__ int group_rows() const { return group() * 64 * panel_row_bytes; }
@@ -116,13 +114,13 @@ class Differentiator : GradientWarp<Tile> {
     Base::multiply_rows(products, rows + group_rows(), query_rows);
   }
 
-  /// grad_value += weights x the stage's gradients of outputs; issued, not waited for.
-  __device__ void multiply_across(float (&grad_value)[sums], const std::uint32_t (&weights)[count / 2], int slot) const {
-    const std::uint64_t b = ptx::transposed_descriptor(this->address(grad_out_at(slot)), Tile::query_panel_bytes);
+  /// sum += words, a row a key, x columns of queries or gradients of outputs; issued, not waited for.
+  __device__ void multiply_across(float (&sum)[sums], const std::uint32_t (&words)[count / 2], int query_columns) const {
+    const std::uint64_t b = ptx::transposed_descriptor(this->address(query_columns), Tile::query_panel_bytes);
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Tile::queries / 16; ++step)
-      ptx::WgmmaRegisterA<Element, Tile::dim>::issue(grad_value, weights + 4 * step,
+      ptx::WgmmaRegisterA<Element, Tile::dim>::issue(sum, words + 4 * step,
                                                      b + static_cast<std::uint64_t>(step * (16 * panel_row_bytes / 16)));
     ptx::wgmma_commit_group();
   }
@@ -134,11 +132,13 @@ class Differentiator : GradientWarp<Tile> {
   }
 
   /// Gradients of scores for both warpgroups.
-  __device__ void share(const float (&gradients)[count]) const {
+  __device__ void share(const std::uint32_t (&gradients)[count / 2]) {
     ptx::mbarrier_wait(&shared_.scores_empty[score_at_.slot], score_at_.round ^ 1);
-    this->store_words(gradients, scores_at(score_at_.slot));
+#pragma unroll
+    for (int i = 0; i < count / 2; ++i) *this->word(scores_at(score_at_.slot), i) = gradients[i];
     ptx::fence_proxy_async();
     release(&shared_.scores_full[score_at_.slot]);
+    score_at_.next();
   }
 
   /// Step n's gradients of scores are not needed any more, the gradient of its queries goes to the warps that add it up.
