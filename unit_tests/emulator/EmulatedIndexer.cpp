@@ -178,6 +178,7 @@ void IndexerData::set_trend() {
         case Trend::ascending: value = key; break;
         case Trend::descending: value = 4000 - key; break;
         case Trend::few_values: value = key * 7 % 5 * 256; break;
+        case Trend::half_crowded: value = key % 2 == 0 ? 1000 + key : key % 10 * 64; break;
         case Trend::rising_as_visited: value = visit[static_cast<std::size_t>(key / tile_keys)] * tile_keys + key % tile_keys; break;
         default: break;
       }

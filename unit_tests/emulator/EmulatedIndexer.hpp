@@ -18,7 +18,7 @@ using Tributary::ElementType;
 using Tributary::TopkOrder;
 
 /// How scores run along the keys.
-enum class Trend { none, ascending, descending, equal, few_values, rising_as_visited };
+enum class Trend { none, ascending, descending, equal, few_values, half_crowded, rising_as_visited };
 
 struct IndexerOptions {
   ElementType  type  = ElementType::bfloat16;

@@ -74,6 +74,16 @@ TEST(IndexerEmulated, LongRows) {
   }
 }
 
+/// More entries than a warp sorts at once; of half_crowded's, the first ones alone.
+TEST(IndexerEmulated, LongLists) {
+  std::uint64_t stream = 8000;
+  for (const Trend trend : {Trend::half_crowded, Trend::ascending, Trend::none})
+    for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index}) {
+      run_and_check({.queries = 5, .keys = 2600, .top_k = 2000, .trend = trend, .order = order, .processors = 1}, ++stream);
+      if (HasFailure()) return;
+    }
+}
+
 /// Items that have no keys, or one or two tiles of them, between others.
 TEST(IndexerEmulated, FewTiles) {
   for (std::uint64_t stream = 4000; stream < 4000 + 20; ++stream) {

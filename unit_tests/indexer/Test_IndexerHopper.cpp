@@ -282,17 +282,18 @@ void orders_that_fill_the_buffers(std::int64_t heads, std::int64_t head_dim) {
   Random             random(7);
   const std::int32_t keys = 30000, tiles = (keys + 63) / 64;
   using Values = std::vector<std::int32_t>;
-  Values ascending(keys), descending(keys), equal(keys, 77), sixteen(keys), shuffled(keys), worst(keys);
+  Values ascending(keys), descending(keys), equal(keys, 77), sixteen(keys), shuffled(keys), worst(keys), half_crowded(keys);
   for (std::int32_t s = 0; s < keys; ++s) ascending[s] = s, descending[s] = keys - s, sixteen[s] = random.integer<std::int32_t>(0, 15) * 16;
   shuffled = ascending;
   for (std::int32_t s = keys - 1; s > 0; --s) std::swap(shuffled[s], shuffled[random.integer<std::size_t>(0, s)]);
+  for (std::int32_t s = 0; s < keys; ++s) half_crowded[s] = s % 32 == 0 ? 1000 + s / 32 : s % 64;
   // the tiles visited later score higher: every key beats the ones before
   const auto   order = visiting_order(tiles);
   std::int32_t next  = 0;
   for (const std::int32_t tile : order)
     for (std::int32_t s = tile * 64; s < std::min(keys, (tile + 1) * 64); ++s) worst[s] = next++;
   int number = 0;
-  for (const Values* const values : {&ascending, &descending, &equal, &sixteen, &shuffled, &worst}) {
+  for (const Values* const values : {&ascending, &descending, &equal, &sixteen, &shuffled, &worst, &half_crowded}) {
     SCOPED_TRACE("values " + std::to_string(number++));
     const auto in = inputs_with_scores<Element>(*values, 17, heads, head_dim);
     for (const std::int64_t splits : {stored, fused}) {

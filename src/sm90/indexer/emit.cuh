@@ -55,25 +55,26 @@ __device__ inline Entry swap_halves(Entry entry) { return entry << 32 | entry >>
 template <class Tile>
 __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& state, Entry* buffer, std::uint32_t* bins, SortRoom& room,
                          int lane) {
-  constexpr int in_flight = 16, rarely = 4;  // loads on their way
+  constexpr int in_flight = 8, rarely = 4;  // loads on their way
   int           count  = state.count;
   const int     wanted = min(out.length, count);
   const auto    put    = [&](int position, Entry entry) { out.put(position, entry); };
   for (int i = wanted + lane; i < out.length; i += 32) out.pad(i);
   if (wanted == 0) return;
 
+  int done = 0;
   if (!by_index && state.window.scale > 0.0f) {
     const ScoreBins of       = state.window;
     const auto      edge_of  = [&](int bin) { return sortable(of.edge(bin)); };  // none: 0, which only NaN has
     const auto      value_of = [](std::uint32_t image) { return score_of(static_cast<Entry>(image) << 32); };
-    if (emit_sorted<in_flight>(
-            buffer, count, wanted, bins, room, lane, edge_of, value_of, [](Entry entry) { return entry; }, put))
-      return;
+    done                     = emit_sorted<in_flight>(
+        buffer, count, wanted, bins, room, lane, edge_of, value_of, [](Entry entry) { return entry; }, put);
+    if (done == wanted) return;
   }
-  // Crowded bins, as many equal scores make them, or index order: first exactly the k best.
-  if (count > wanted) {
+  // Crowded bins, as many equal scores make them, or index order: first exactly the best.
+  if (count > wanted - done) {
     Entry greatest;
-    count = keep_from<rarely>(buffer, count, kth_entry<rarely>(buffer, count, wanted, bins, lane), greatest, lane);
+    count = keep_from<rarely>(buffer, count, kth_entry<rarely>(buffer, count, wanted - done, bins, lane), greatest, lane);
   }
   if (by_index) {
     std::uint32_t least = 0xffffffffu, greatest = 0;  // of the inverted indices
@@ -92,7 +93,8 @@ __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& st
     __syncwarp();
     const auto edge_of  = [&](int bin) { return least + (static_cast<std::uint32_t>(bin) << shift) - 1; };
     const auto value_of = [&](std::uint32_t inverted) { return static_cast<float>(inverted - least); };
-    if (emit_sorted<rarely>(buffer, count, count, bins, room, lane, edge_of, value_of, swap_halves, put)) return;
+    done                = emit_sorted<rarely>(buffer, count, wanted, bins, room, lane, edge_of, value_of, swap_halves, put);
+    if (done == wanted) return;
   }
   Entry* const list = reinterpret_cast<Entry*>(&room);
   int          size = 32;
@@ -102,7 +104,7 @@ __device__ void emit_row(const RowOutput& out, bool by_index, const RowState& st
     list[i]           = by_index ? swap_halves(entry) : entry;
   }
   bitonic_sort(list, size, lane);
-  for (int i = lane; i < count; i += 32) put(i, by_index ? swap_halves(list[i]) : list[i]);
+  for (int i = lane; i < count; i += 32) put(done + i, by_index ? swap_halves(list[i]) : list[i]);
   __syncwarp();
 }
 

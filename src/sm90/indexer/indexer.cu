@@ -27,6 +27,7 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
   const std::uint64_t keys_descriptor = ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + Tile::keys_offset));
   const std::uint64_t queries_descriptor =
       ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + group * Tile::group_offset));
+  const Scoring<Tile>        scoring{shared.weights[group]};
   Collector<Tile>            collector(call, shared, scratch, team, warp, lane);
   RingPosition<Tile::stages> stage;
   std::uint32_t              round   = 0;
@@ -39,8 +40,7 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
     if (batch < 0) break;
     const int shared_queries = item.shared ? 1 : 0, first_tile = shared_queries & group;
     collector.begin(item_at.slot);
-    Scoring<Tile> scoring;
-    scoring.load_weights(call.problem, batch, item.row + item.first_row(group), lane);
+    Scoring<Tile>::share_weights(shared.weights[group], call.problem, batch, item.row + item.first_row(group), warp_in_group * 32 + lane);
     float                             accumulator[128], sum[2][Tile::group_queries];
     typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
     int                               first_key = 0;
@@ -68,7 +68,7 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
       ptx::wgmma_wait_group<0>();
       ptx::pin(accumulator);
       if (lane == 0) ptx::mbarrier_arrive(&shared.keys_empty[stage.slot], 1 + shared_queries);
-      scoring.sum_heads(accumulator, sum);
+      scoring.sum_heads(accumulator, sum, lane);
     }
     if (key_tiles > first_tile) collect(key_tiles - 1);
     if ((first_tile & key_tiles) != 0) {  // as many turns as the other one

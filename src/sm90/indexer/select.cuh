@@ -10,19 +10,29 @@ namespace Tributary::Impl::SM90 {
 
 __device__ inline Entry load_entry(const Entry* from) { return __ldcg(reinterpret_cast<const unsigned long long*>(from)); }
 
-/// Calls use(entries, which of them are there) for entries 0 ... count - 1: `InFlight` of a lane at a time, so many loads on their way.
+/// Calls use(entries, which of them are there) for entries 0 ... count - 1: `InFlight` of a lane at a time, while as many are on their way.
+/// What is used may be overwritten.
 template <int InFlight, class Use>
 __device__ void for_each_batch(const Entry* entries, int count, int lane, const Use& use) {
+  Entry      next[InFlight];
+  const auto load = [&](int first) {
+#pragma unroll
+    for (int u = 0; u < InFlight; ++u) {
+      const int i = first + u * 32 + lane;
+      next[u]     = i < count ? load_entry(entries + i) : no_entry;
+    }
+  };
+  load(0);
 #pragma unroll 1
   for (int first = 0; first < count; first += 32 * InFlight) {
     Entry entry[InFlight];
     bool  real[InFlight];
 #pragma unroll
     for (int u = 0; u < InFlight; ++u) {
-      const int i = first + u * 32 + lane;
-      real[u]     = i < count;
-      entry[u]    = real[u] ? load_entry(entries + i) : no_entry;
+      entry[u] = next[u];
+      real[u]  = first + u * 32 + lane < count;
     }
+    load(first + 32 * InFlight);
     __syncwarp();
     use(entry, real);
   }
@@ -260,12 +270,14 @@ __device__ bool emit_found(SortRoom& room, int count, float least, float greates
   return true;
 }
 
-/// Calls emit(position, entry) for the `wanted` first of all entries, the greatest key first.  `coarse` holds the number of entries in each
-/// of 256 bins that never fall as the key rises; edge_of(bin) is a 32-bit image that no entry of this bin or a higher one has less than or
-/// equal to in its key's high half, and few of lower bins exceed.  False if entries crowd in a bin; some may have been emitted.
+/// Calls emit(position, entry) for the first of the `wanted` best of entries 0 ... count - 1, the greatest key first, and returns for how
+/// many: all, unless entries crowd in a bin.  Then those that are still wanted are among entries 0 ... count - 1.
+///
+/// `coarse` holds the number of entries in each of 256 bins that never fall as the key rises; edge_of(bin) is a 32-bit image that no entry
+/// of this bin or a higher one has less than or equal to in its key's high half, and few of lower bins exceed.
 template <int InFlight, class EdgeOf, class ValueOf, class KeyOf, class Emit>
-__device__ bool emit_sorted(const Entry* entries, int count, int wanted, const std::uint32_t* coarse, SortRoom& room, int lane,
-                            const EdgeOf& edge_of, const ValueOf& value_of, const KeyOf& key_of, const Emit& emit) {
+__device__ int emit_sorted(Entry* entries, int& count, int wanted, const std::uint32_t* coarse, SortRoom& room, int lane,
+                           const EdgeOf& edge_of, const ValueOf& value_of, const KeyOf& key_of, const Emit& emit) {
   const BinCounts counts(coarse, lane);
   const auto      last       = counts.find(wanted, lane);
   const int       lowest_bin = last.bin < 0 ? 0 : last.bin;
@@ -275,9 +287,11 @@ __device__ bool emit_sorted(const Entry* entries, int count, int wanted, const s
 #pragma unroll
     for (int i = 0; i < 8; ++i) end[i] = position += counts.count[i];
   }
+  const std::uint32_t least_wanted = edge_of(lowest_bin);
+  const unsigned      below_me     = (1u << lane) - 1;
   // As many bins at a time as the room takes, with some to spare for what lies between a bin and its edge.
-  std::uint32_t upper = 0xffffffffu;
-  for (int done = 0, top = 256; done < wanted && top > lowest_bin;) {
+  int done = 0;
+  for (int top = 256; done < wanted && top > lowest_bin;) {
     int lowest = 256;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -285,43 +299,55 @@ __device__ bool emit_sorted(const Entry* entries, int count, int wanted, const s
       if (bin >= lowest_bin && bin < top && end[i] - done <= SortRoom::entries - 64) lowest = bin;
     }
     const int bottom = __reduce_min_sync(0xffffffffu, lowest);
-    if (bottom == 256) return false;
-    const std::uint32_t lower    = edge_of(bottom);
-    int                 found    = 0;
+    if (bottom == 256) break;
+    const std::uint32_t lower = edge_of(bottom);
+    int                 found = 0, left = 0;  // in the room; among the entries, which close up
     std::uint32_t       greatest = 0, least = 0xffffffffu;
     for_each_batch<InFlight>(entries, count, lane, [&](const Entry(&entry)[InFlight], const bool(&real)[InFlight]) {
-      unsigned mask[InFlight];
+      unsigned here[InFlight];
+      bool     later[InFlight];
 #pragma unroll
       for (int u = 0; u < InFlight; ++u) {
-        const auto image = static_cast<std::uint32_t>(key_of(entry[u]) >> 32);
-        const bool mine  = real[u] & ((image > lower) | (bottom == 0)) & (image <= upper);
-        mask[u]          = __ballot_sync(0xffffffffu, mine);
-        greatest         = max(greatest, mine ? image : 0u);
-        least            = min(least, mine ? image : 0xffffffffu);
+        const auto image  = static_cast<std::uint32_t>(key_of(entry[u]) >> 32);
+        const bool higher = (image > lower) | (bottom == 0);
+        here[u]           = __ballot_sync(0xffffffffu, real[u] & higher);
+        later[u]          = real[u] & !higher & ((image > least_wanted) | (lowest_bin == 0));
+        greatest          = max(greatest, real[u] & higher ? image : 0u);
+        least             = min(least, real[u] & higher ? image : 0xffffffffu);
       }
 #pragma unroll
       for (int u = 0; u < InFlight; ++u) {
-        const int place = found + __popc(mask[u] & ((1u << lane) - 1));
-        ptx::st_shared_if(((mask[u] >> lane & 1u) != 0) & (place < SortRoom::entries), room.found + place, entry[u]);
-        found += __popc(mask[u]);
+        const bool is_here = (here[u] >> lane & 1u) != 0;
+        const int  place   = found + __popc(here[u] & below_me);
+        const bool fits    = place < SortRoom::entries;
+        ptx::st_shared_if(is_here & fits, room.found + place, entry[u]);
+        found += __popc(here[u]);
+        const bool     stays   = later[u] | (is_here & !fits);
+        const unsigned staying = __ballot_sync(0xffffffffu, stays);
+        ptx::st_global_if(stays, entries + left + __popc(staying & below_me), entry[u]);
+        left += __popc(staying);
       }
     });
-    if (found > SortRoom::entries) return false;
     __syncwarp();
+    count    = left;
     greatest = __reduce_max_sync(0xffffffffu, greatest);
     least    = __reduce_min_sync(0xffffffffu, least);
-    if (!emit_found(
-            room, found, value_of(least), value_of(greatest), lane,
-            [&](Entry entry) { return value_of(static_cast<std::uint32_t>(key_of(entry) >> 32)); }, key_of,
-            [&](int position, Entry entry) {
-              if (done + position < wanted) emit(done + position, entry);
-            }))
-      return false;
+    if (found > SortRoom::entries || !emit_found(
+                                         room, found, value_of(least), value_of(greatest), lane,
+                                         [&](Entry entry) { return value_of(static_cast<std::uint32_t>(key_of(entry) >> 32)); }, key_of,
+                                         [&](int position, Entry entry) {
+                                           if (done + position < wanted) emit(done + position, entry);
+                                         })) {
+      found = min(found, SortRoom::entries);
+      for (int i = lane; i < found; i += 32) entries[count + i] = room.found[i];
+      count += found;
+      __syncwarp();
+      return done;
+    }
     done += found;
-    top   = bottom;
-    upper = lower;
+    top = bottom;
   }
-  return true;
+  return min(done, wanted);
 }
 
 }  // namespace Tributary::Impl::SM90

@@ -45,7 +45,7 @@ struct IndexerTile {
   static constexpr int front_bytes  = list_bytes > 2 * query_bytes ? list_bytes : 2 * query_bytes;
   static constexpr int group_offset = front_bytes / 2;  // a warpgroup's queries and lists never meet the other's
   static constexpr int bin_bytes    = queries * bins * 4;
-  static constexpr int state_bytes  = heads == 64 ? 1408 : 2304;
+  static constexpr int state_bytes  = heads == 64 ? 3456 : 4352;
 
   static constexpr int budget = (largest_scratch(team_warps) - scratch_alignment) / 128 * 128;
   static constexpr int room   = (budget - front_bytes - bin_bytes - state_bytes) / key_bytes;
@@ -152,7 +152,8 @@ struct SharedState {
   std::uint64_t           queries_full[2], queries_empty[2];
   std::uint64_t           item_full[2];
   RejectedScore           rejected[Tile::queries];
-  float2                  extents[Tile::queries][4];  // of a row's first scores, seen by each warp
+  float4                  weights[2][Tile::columns / 16][4];  // of each warpgroup's columns: score.cuh
+  float2                  extents[Tile::queries][4];          // of a row's first scores, seen by each warp
   RowState                rows[Tile::queries];
   WorkItem<Tile::queries> items[2];
   std::uint32_t           full[2][2];               // rows of a group, a bit each, whose buffers are to be cut
