@@ -65,10 +65,11 @@ WorkspaceSpan workspace_span(const Workspace& workspace) {
   return {workspace.data(), workspace.size()};
 }
 
+/// Of no bytes: no allocation.
 template <class Exec>
 auto allocate_workspace(const Exec& exec, std::size_t bytes) {
-  return Kokkos::View<std::byte*, typename Exec::memory_space>(
-      Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, "Tributary::workspace"), bytes);
+  using Workspace = Kokkos::View<std::byte*, typename Exec::memory_space>;
+  return bytes == 0 ? Workspace() : Workspace(Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, "Tributary::workspace"), bytes);
 }
 
 }  // namespace Impl

@@ -13,9 +13,8 @@
 // the parts up in device memory, where every tile of queries counts the blocks of keys that it has; a block waits for its turn, so that
 // each sum has one order.
 //
-// The warpgroups take turns: one issues the products of the gradients of a step, of the scores of the next one and of the gradient of the
-// queries of the step before, which by then both have shared; meanwhile the other one makes gradients of scores.  Heads of more than 128
-// components divide the work another way: gradient_wide.cuh.
+// The gradient of a step's queries is multiplied a step later, when both warpgroups have long shared theirs: neither waits for the other
+// inside a step.  Heads of more than 128 components divide the work another way: gradient_wide.cuh.
 
 namespace Tributary::Impl::SM90 {
 namespace {

@@ -98,8 +98,8 @@ class Differentiator : GradientWarp<Tile> {
     }
   }
 
-  /// The gradient of the queries of the step before step n.  Before the first one keys stand for what nobody has shared, and nothing is made
-  /// of the product: with a branch around it ptxas would serialise all.
+  /// The gradient of the queries of the step before step n.  Before the first one keys stand for what nobody has shared, and nothing is
+  /// made of the product: with a branch around it ptxas would serialise all.
   __device__ void multiply_before(std::int32_t n, float (&grad_query)[32]) const {
     if (n > 0) ptx::mbarrier_wait(&shared_.scores_full[query_score_at_.slot], query_score_at_.round);
     __syncwarp();

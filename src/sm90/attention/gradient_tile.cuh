@@ -43,8 +43,6 @@ struct GradientTile {
 
   static constexpr int groups = 2, math_warps = 4 * groups, team_threads = 128 * (groups + 1);
   static constexpr int math_registers = 240, other_registers = 24;
-  // The warpgroups take turns at the tensor cores: what one makes of scores goes on under the other's products.
-  static constexpr bool take_turns = true;
 
   static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
   static constexpr int key_bytes = panels * key_panel_bytes, query_bytes = panels * query_panel_bytes;
