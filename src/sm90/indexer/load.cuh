@@ -54,6 +54,22 @@ __device__ void describe_item(const IndexerCall& call, std::int64_t number, Work
   }
 }
 
+/// Calls function(panel, the coordinates of its box) for a warpgroup's queries.
+template <class Tile, class Function>
+__device__ void for_each_query_box(const WorkItem<Tile::queries>& item, int group, const Function& function) {
+#pragma unroll
+  for (int panel = 0; panel < Tile::panels; ++panel)
+    function(panel, panel * Tile::head_dim / Tile::panels, 0, item.row + item.first_row(group), item.batch);
+}
+
+/// Brings an item's queries to the second-level cache: they cannot be loaded before the ones in use are done with; one thread.
+template <class Tile>
+__device__ void prefetch_queries(const IndexerCall& call, const WorkItem<Tile::queries>& item) {
+  for (int group = 0; group < 2; ++group)
+    for_each_query_box<Tile>(item, group,
+                             [&](int, int x, int y, int z, int w) { ptx::cp_async_bulk_prefetch_tensor(&call.maps()->query, x, y, z, w); });
+}
+
 /// An item's queries, once the math warps need the ones before no more; one thread.
 template <class Tile>
 __device__ void load_queries(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch,
@@ -61,11 +77,10 @@ __device__ void load_queries(const IndexerCall& call, SharedState<Tile>& shared,
   for (int group = 0; group < 2; ++group) {
     ptx::mbarrier_wait(&shared.queries_empty[group], round ^ 1);
     ptx::mbarrier_arrive_expect_tx(&shared.queries_full[group], Tile::query_bytes);
-#pragma unroll
-    for (int panel = 0; panel < Tile::panels; ++panel)
+    for_each_query_box<Tile>(item, group, [&](int panel, int x, int y, int z, int w) {
       ptx::cp_async_bulk_tensor(scratch + group * Tile::group_offset + panel * Tile::columns * Tile::panel_bytes, &call.maps()->query,
-                                &shared.queries_full[group], panel * Tile::head_dim / Tile::panels, 0, item.row + item.first_row(group),
-                                item.batch);
+                                &shared.queries_full[group], x, y, z, w);
+    });
   }
 }
 
@@ -86,6 +101,7 @@ __device__ void load(const IndexerCall& call, SharedState<Tile>& shared, unsigne
     if (lane == 0) ptx::mbarrier_arrive(&shared.item_full[item_at.slot]);
     if (item.batch < 0) return;
     if (lane == 0) {
+      prefetch_queries<Tile>(call, item);
       KeyTileOrder  order(item.key_tiles, item.period, item.stride);
       constexpr int ahead = Tile::stages - 1;  // tiles that find room while the last one of the item before is multiplied
       for (int j = 0; j < item.key_tiles; ++j, order.next(), stage.next()) {

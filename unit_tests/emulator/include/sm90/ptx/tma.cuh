@@ -6,6 +6,7 @@
 namespace Tributary::Impl::SM90::ptx {
 
 using TributaryTest::Emulator::cp_async_bulk_commit_group;
+using TributaryTest::Emulator::cp_async_bulk_prefetch_tensor;
 using TributaryTest::Emulator::cp_async_bulk_tensor;
 
 inline void fence_proxy_tensormap(const CUtensorMap*) {}
