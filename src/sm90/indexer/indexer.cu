@@ -28,6 +28,7 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
   const std::uint64_t queries_descriptor =
       ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + group * Tile::group_offset));
   const Scoring<Tile>        scoring{shared.weights[group]};
+  const auto                 keys = static_cast<std::int32_t>(call.problem.keys);
   Collector<Tile>            collector(call, shared, scratch, team, warp, lane);
   RingPosition<Tile::stages> stage;
   std::uint32_t              round   = 0;
@@ -43,8 +44,10 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
     Scoring<Tile>::share_weights(shared.weights[group], call.problem, batch, item.row + item.first_row(group), warp_in_group * 32 + lane);
     float                             accumulator[128], sum[2][Tile::group_queries];
     typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
-    int                               first_key = 0;
-    const auto                        collect   = [&](int j) {
+    const float*                      all_scales = call.problem.key_scale + batch * call.problem.key_scale_stride;
+    if constexpr (Scoring<Tile>::scaled) asm("" : "+l"(all_scales));  // worked out here, not for every tile
+    int        first_key = 0;
+    const auto collect   = [&](int j) {
       typename Scoring<Tile>::Scores scores;
       Scoring<Tile>::add_lanes(sum, key_scales, scores, lane);
       collector.take(j, key_tiles, scores, first_key);
@@ -63,7 +66,7 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
       ptx::bar_arrive(other_turn, 256);
       if (j > first_tile) collect(j - 1);  // the tile before, while this one is multiplied
       first_key = shared.stage_key[stage.slot];
-      if constexpr (Scoring<Tile>::scaled) key_scales.load(call.problem, batch, first_key, warp_in_group * 16, lane);
+      if constexpr (Scoring<Tile>::scaled) key_scales.load(all_scales, keys, first_key + warp_in_group * 16, lane);
       __syncwarp();
       ptx::wgmma_wait_group<0>();
       ptx::pin(accumulator);

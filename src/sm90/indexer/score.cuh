@@ -98,11 +98,12 @@ struct Scoring {
   struct KeyScales {
     float of[2] = {1.0f, 1.0f};
 
-    __device__ void load(const IndexerProblem& problem, std::int64_t batch, std::int64_t tile_key, int warp_key, int lane) {
+    /// \param all  the scales of the batch entry's `keys` keys
+    __device__ void load(const float* all, std::int32_t keys, std::int32_t warp_key, int lane) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const std::int64_t key = tile_key + warp_key + i * 8 + (lane >> 2);
-        of[i]                  = key < problem.keys ? __ldg(problem.key_scale + batch * problem.key_scale_stride + key) : 0.0f;
+        const std::int32_t key = warp_key + i * 8 + (lane >> 2);
+        of[i]                  = key < keys ? __ldg(all + key) : 0.0f;
       }
     }
   };
