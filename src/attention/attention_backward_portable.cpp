@@ -816,8 +816,6 @@ Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryPr
   const Level wanted    = arguments.inputs.options->level;
   std::string no_hopper = no_sm90;
   if constexpr (has_sm90<Exec>) no_hopper = SM90::no_attention_backward(exec, problem, rotary, arguments);
-  // Longer heads take it when the call names it: `automatic` will once the tests of their tile have passed on a device.
-  if (wanted == Level::automatic && std::max(problem.head_dim, problem.value_dim) > 128) no_hopper = no_sm90;
   return choose_level("attention_backward", wanted, host_memory<Exec>, no_hopper);
 }
 
