@@ -47,7 +47,7 @@ class WideDifferentiator : GradientWarp<Tile> {
     const std::int32_t steps = steps_of(this->call_.problem, piece);
     if (steps > 0) {
       this->wait_for_keys();
-      float              products[count];
+      float              products[count], grad_query[32];
       GradientStep<Tile> step(this->call_.problem, piece);
       if constexpr (TheRole == Role::weighs) {
         this->wait_for_queries(query_at_);
@@ -63,22 +63,25 @@ class WideDifferentiator : GradientWarp<Tile> {
         ptx::pin(products);
       }
 #pragma unroll 1
-      for (std::int32_t n = 0; n + 1 < steps; ++n) take_step<TheRole, false>(gradient, piece, step, products, grad_key, grad_value);
-      take_step<TheRole, true>(gradient, piece, step, products, grad_key, grad_value);
+      for (std::int32_t n = 0; n + 1 < steps; ++n)
+        take_step<TheRole, false>(gradient, piece, n, step, products, grad_query, grad_key, grad_value);
+      take_step<TheRole, true>(gradient, piece, steps - 1, step, products, grad_query, grad_key, grad_value);
+      this->hand_over(grad_query, group());
       release(&shared_.keys_empty);
     }
     this->store(piece, grad_key, grad_value, gradient.value_factor());
   }
 
-  // No branch around a product in either step: ptxas would serialise them all.
+  // No branch around a product in either step: ptxas would serialise them all.  `grad_query` is the second part of the gradient of the
+  // queries of the step before: it is handed over when new products are on their way, and the first part has left the place.
 
   template <Role TheRole, bool Last>
-  __device__ void take_step(GradientScores<Tile>& gradient, const GradientPiece& piece, GradientStep<Tile>& step, float (&products)[count],
-                            float (&grad_key)[sums], float (&grad_value)[sums]) {
+  __device__ void take_step(GradientScores<Tile>& gradient, const GradientPiece& piece, std::int32_t n, GradientStep<Tile>& step,
+                            float (&products)[count], float (&grad_query)[32], float (&grad_key)[sums], float (&grad_value)[sums]) {
     if constexpr (TheRole == Role::weighs)
-      weigh<Last>(gradient, piece, step, products, grad_key, grad_value);
+      weigh<Last>(gradient, piece, n, step, products, grad_query, grad_key, grad_value);
     else
-      make_gradients<Last>(gradient, piece, step, products, grad_key, grad_value);
+      make_gradients<Last>(gradient, piece, n, step, products, grad_query, grad_key, grad_value);
     query_at_.next();
     grad_out_at_.next();
     score_at_.next();
@@ -86,8 +89,8 @@ class WideDifferentiator : GradientWarp<Tile> {
 
   /// The first warpgroup's step: its weights are shared already, the next one's will be.
   template <bool Last>
-  __device__ void weigh(GradientScores<Tile>& gradient, const GradientPiece& piece, GradientStep<Tile>& step, float (&scores)[count],
-                        float (&grad_key)[sums], float (&grad_value)[sums]) {
+  __device__ void weigh(GradientScores<Tile>& gradient, const GradientPiece& piece, std::int32_t n, GradientStep<Tile>& step,
+                        float (&scores)[count], float (&grad_query)[32], float (&grad_key)[sums], float (&grad_value)[sums]) {
     const RingPosition<Tile::query_stages> query_at = query_at_;
     const RingPosition<Tile::score_stages> score_at = score_at_;
     this->wait_for_grad_out(grad_out_at_);
@@ -98,6 +101,7 @@ class WideDifferentiator : GradientWarp<Tile> {
       this->wait_for_queries(query_at_);
       multiply_rows(scores, Tile::keys_offset, queries());
     }
+    if (n > 0) this->hand_over(grad_query, group());
     ptx::wgmma_wait_group<Last ? 0 : 1>();
     ptx::pin(grad_value);
     release(&shared_.weights_empty[score_at_.slot], &shared_.grad_out_empty[grad_out_at_.slot]);
@@ -111,27 +115,27 @@ class WideDifferentiator : GradientWarp<Tile> {
     }
     query_at_ = query_at;
     score_at_ = score_at;
-    float grad_query[2][32];
-    multiply_gradients(grad_key, grad_query);
+    float first_part[32];
+    multiply_gradients(grad_key, first_part, grad_query);
     ptx::wgmma_wait_group<2>();
     ptx::pin(grad_key);
     release(&shared_.queries_empty[query_at_.slot]);
     ptx::wgmma_wait_group<1>();
-    ptx::pin(grad_query[0]);
-    this->hand_over(grad_query[0], group());
+    ptx::pin(first_part);
+    this->hand_over(first_part, group());
     ptx::wgmma_wait_group<0>();
-    ptx::pin(grad_query[1]);
+    ptx::pin(grad_query);
     release(&shared_.scores_empty[score_at_.slot]);
-    this->hand_over(grad_query[1], group());
   }
 
   /// The second warpgroup's step: from its products of values and gradients of outputs to the next step's.
   template <bool Last>
-  __device__ void make_gradients(GradientScores<Tile>& gradient, const GradientPiece& piece, GradientStep<Tile>& step,
-                                 float (&gradients)[count], float (&grad_key)[sums], float (&grad_value)[sums]) {
+  __device__ void make_gradients(GradientScores<Tile>& gradient, const GradientPiece& piece, std::int32_t n, GradientStep<Tile>& step,
+                                 float (&gradients)[count], float (&grad_query)[32], float (&grad_key)[sums], float (&grad_value)[sums]) {
     this->wait_for_queries(query_at_);
     wait(shared_.weights_full, score_at_);
     multiply_shared(grad_value, Tile::weights_place, grad_out());
+    if (n > 0) this->hand_over(grad_query, group());
     std::uint32_t weights[count / 2];
 #pragma unroll
     for (int i = 0; i < count / 2; ++i) weights[i] = *this->word(scores() + Tile::slopes_place, i);
@@ -142,8 +146,8 @@ class WideDifferentiator : GradientWarp<Tile> {
     store_words(gradients, scores() + Tile::gradients_place);
     ptx::fence_proxy_async();
     release(&shared_.scores_full[score_at_.slot]);
-    float grad_query[2][32];
-    multiply_gradients(grad_key, grad_query);
+    float first_part[32];
+    multiply_gradients(grad_key, first_part, grad_query);
     ptx::wgmma_wait_group<3>();
     ptx::pin(grad_value);
     release(&shared_.weights_empty[score_at_.slot], &shared_.grad_out_empty[grad_out_at_.slot]);
@@ -151,8 +155,8 @@ class WideDifferentiator : GradientWarp<Tile> {
     ptx::pin(grad_key);
     release(&shared_.queries_empty[query_at_.slot]);
     ptx::wgmma_wait_group<1>();
-    ptx::pin(grad_query[0]);
-    this->hand_over(grad_query[0], group());
+    ptx::pin(first_part);
+    this->hand_over(first_part, group());
     if constexpr (!Last) {
       const RingPosition<Tile::grad_out_stages> grad_out_at = grad_out_at_;
       grad_out_at_.next();
@@ -162,9 +166,8 @@ class WideDifferentiator : GradientWarp<Tile> {
       step.next(piece);
     }
     ptx::wgmma_wait_group<Last ? 0 : 1>();
-    ptx::pin(grad_query[1]);
+    ptx::pin(grad_query);
     release(&shared_.scores_empty[score_at_.slot]);
-    this->hand_over(grad_query[1], group());
     ptx::wgmma_wait_group<0>();
     ptx::pin(gradients);
   }
@@ -180,12 +183,12 @@ class WideDifferentiator : GradientWarp<Tile> {
   }
   /// The step's gradients of scores, once they are shared, with queries and with each of the warpgroup's panels of keys: three groups of
   /// products, issued, not waited for.
-  __device__ void multiply_gradients(float (&grad_key)[sums], float (&grad_query)[2][32]) const {
+  __device__ void multiply_gradients(float (&grad_key)[sums], float (&first_part)[32], float (&second_part)[32]) const {
     wait(shared_.scores_full, score_at_);
     multiply_shared(grad_key, Tile::gradients_place, queries());
-#pragma unroll
-    for (int part = 0; part < 2; ++part)
-      this->multiply_keys(grad_query[part], scores() + Tile::gradients_place, group() * (Tile::panels / 2) + part);
+    const int panel = group() * (Tile::panels / 2);
+    this->multiply_keys(first_part, scores() + Tile::gradients_place, panel);
+    this->multiply_keys(second_part, scores() + Tile::gradients_place, panel + 1);
   }
 
   __device__ void share_weights(GradientScores<Tile>& gradient, float (&weights)[count], const GradientStep<Tile>& step) const {
