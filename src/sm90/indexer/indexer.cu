@@ -9,6 +9,7 @@
 #include "sm90/indexer/load.cuh"
 #include "sm90/indexer/score.cuh"
 #include "sm90/prepare.cuh"
+#include "sm90/ptx/global.cuh"
 #include "sm90/tensor_map.hpp"
 
 // Scores of tiles of queries against a stream of key tiles, and the k best keys of every query.
@@ -45,7 +46,7 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
     float                             accumulator[128], sum[2][Tile::group_queries];
     typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
     const float*                      all_scales = call.problem.key_scale + batch * call.problem.key_scale_stride;
-    if constexpr (Scoring<Tile>::scaled) asm("" : "+l"(all_scales));  // worked out here, not for every tile
+    if constexpr (Scoring<Tile>::scaled) ptx::keep(all_scales);  // as it is, not worked out for every tile
     int        first_key = 0;
     const auto collect   = [&](int j) {
       typename Scoring<Tile>::Scores scores;
