@@ -114,6 +114,19 @@ class Candidates {
     compact(n, most);
   }
 
+  /// An entry below the wanted-th best one, and not below many others.  Called by all threads after a barrier; ends with one.
+  __device__ Entry find_bound(int wanted) {
+    const Place place = locate<2 * Bins, false>(entries_in_pool(), 0, ~Entry{0}, wanted);
+    return place.bins.bottom(place.bin);
+  }
+
+  /// Empty, with no bound.  Called by all threads after a barrier; ends with one.
+  __device__ void restart() {
+    if (Team::rank() == 0) control_->count = 0;
+    bound_ = 0;
+    Team::sync();
+  }
+
   /// Where the wanted-th best entry lies, and all that arrange() needs.  1 <= wanted <= count().  Called by all threads after a barrier.
   __device__ Place find(int wanted) { return locate<Bins, true>(entries_in_pool(), 0, ~Entry{0}, wanted); }
 

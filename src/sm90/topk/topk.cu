@@ -58,9 +58,30 @@ struct SelectRows {
   __device__ void operator()(const Member& team) const {
     const auto place = rows.place(static_cast<unsigned>(team.league_rank()));
     Pool       pool(aligned_scratch(team, Pool::scratch_bytes(sizes.keep, sizes.capacity)), sizes.keep, sizes.most, sizes.capacity);
-    stream(RowReader<Value, threads, loads<Value>>(rows, place, {0, 1}), pool);
+    const RowReader<Value, threads, loads<Value>> row(rows, place, {0, 1});
+    if (const int wanted = sample_of(row.chunks()); wanted > 0) {
+      pool.set_bound(sample(row, pool, wanted));
+      stream(row, pool);
+      if (pool.count() < sizes.keep && pool.count() < static_cast<int>(row.row_length())) {  // too high a bound
+        Pool::Team::sync();                                                                  // all have seen it
+        pool.restart();
+        stream(row, pool);
+      }
+    } else {
+      stream(row, pool);
+    }
     write_row(pool, sizes.keep, output, place.batch, place.row);
     exit_thread();
+  }
+
+ private:
+  /// Which of the best of a chunk is likely to let the k best of the row pass, and not many more: its share of them and six standard
+  /// deviations.  0 in short rows.
+  __device__ int sample_of(unsigned chunks) const {
+    constexpr unsigned least_chunks = 4;
+    if (chunks < least_chunks) return 0;
+    const float share = static_cast<float>(sizes.keep) / static_cast<float>(chunks);
+    return static_cast<int>(share + 6.0f * sqrtf(share)) + 9;
   }
 };
 
