@@ -195,6 +195,68 @@ TEST(AttentionForwardEmulated, PackedSequencesAndHiddenKeysWithoutNumbers) {
   }
 }
 
+// Head dimensions beyond 256, whose kernel packs the heads of a group.
+EmulatedOptions wide_options(std::uint64_t stream) {
+  Random                                 random(stream);
+  const std::vector<std::pair<int, int>> dims    = {{512, 512}, {512, 512}, {320, 320}, {264, 512},
+                                                    {512, 40},  {64, 300},  {500, 260}, {257, 263}};
+  const std::vector<int>                 lengths = {1, 2, 3, 5, 17, 40, 63, 64, 65, 127, 129, 150, 200, 260};
+  EmulatedOptions                        options = EmulatedOptions::any(random, dims, lengths);
+  options.heads                                  = options.key_heads * random.any_of<int>({1, 2, 3, 5, 8, 24, 33, 64, 65, 70, 96, 128});
+  options.queries                                = std::min(options.queries, std::max(1 + random.below(4), 300 / options.heads));
+  options.shared_values                          = random.one_in(2) && options.value_dim <= options.head_dim;
+  return options;
+}
+TEST(AttentionForwardEmulated, WideRandomOptions) {
+  for (std::uint64_t stream = 4000; stream < 4000 + 160; ++stream) {
+    run_and_check(wide_options(stream), stream);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(AttentionForwardEmulated, WideHeadsOfOneKeyHeadInASlidingWindow) {
+  for (std::uint64_t stream = 5000; stream < 5000 + 12; ++stream) {
+    EmulatedOptions options{.queries = 9, .keys = 300, .heads = 64, .head_dim = 512, .value_dim = 512, .left = 127, .right = 0};
+    options.type          = stream % 2 == 0 ? ElementType::bfloat16 : ElementType::float16;
+    options.heads         = stream % 3 == 0 ? 128 : 64;
+    options.keys          = stream % 4 == 0 ? 20 : 300;
+    options.sink          = stream % 5 == 0;
+    options.shared_values = stream % 3 != 1;
+    run_and_check(options, stream);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(AttentionForwardEmulated, WidePackedSequencesAndHiddenKeysWithoutNumbers) {
+  for (std::uint64_t stream = 6000; stream < 6000 + 24; ++stream) {
+    EmulatedOptions options{.queries = 60, .keys = 260, .heads = 10, .key_heads = 2, .head_dim = 512, .value_dim = 384};
+    options.sequences     = stream % 2 == 0 ? 5 : 0;
+    options.key_keep      = stream % 3 != 0;
+    options.right         = stream % 5 == 0 ? 0 : -1;
+    options.left          = stream % 7 == 0 ? 100 : -1;
+    options.shared_values = stream % 4 < 2;
+    run_and_check(options, stream);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(AttentionForwardEmulated, WideBitsAreTheSameOnEverySchedule) {
+  for (const bool shared_values : {false, true}) {
+    EmulatedOptions options{.queries = 40, .keys = 200, .heads = 20, .key_heads = 2, .head_dim = 512, .value_dim = 512, .sequences = 3};
+    options.key_keep      = true;
+    options.shared_values = shared_values;
+    ForwardRun run(options, 7000);
+    run.run(Settings::of(0, 1));
+    ASSERT_FALSE(HasFailure());
+    const auto first = run.bits();
+    for (std::uint64_t seed = 1; seed < 90; seed += 7) {
+      run.run(Settings::of(seed, 1 + static_cast<int>(seed % 4)));
+      ASSERT_FALSE(HasFailure());
+      ASSERT_TRUE(run.bits() == first) << "TRIBUTARY_TEST_SEED=" << test_seed() << ", schedule of seed " << seed;
+    }
+  }
+}
+
 TEST(AttentionForwardEmulated, SameBitsOnEverySchedule) {
   EmulatedOptions options{.queries = 200, .keys = 300, .heads = 2, .sequences = 3, .key_keep = true};
   ForwardRun      run(options, 3000);

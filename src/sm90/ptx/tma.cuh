@@ -28,6 +28,11 @@ __device__ inline void cp_async_bulk_tensor(void* to, const CUtensorMap* map, st
                : "memory");
 }
 
+/// As far as the second-level cache.
+__device__ inline void cp_async_bulk_prefetch_tensor(const CUtensorMap* map, int x, int y, int z, int w) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(map), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
+
 /// Shared memory to device memory, or added to it; both in one piece, multiples of 16 bytes.
 __device__ inline void cp_async_bulk(void* to, const void* from, int bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)), "r"(bytes) : "memory");
