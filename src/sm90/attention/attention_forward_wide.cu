@@ -46,8 +46,9 @@ class WideAttender {
 
   __device__ void lead() {
     for_each_piece([&](const GroupedPiece& piece) {
-      RowSoftmax<Tile> softmax(call_, piece, 16 * warp_, lane_);
-      Sums             sums = {};
+      RowSoftmax<Tile>    softmax(call_, piece, 16 * warp_, lane_);
+      AttentionRowFactors factors[2];
+      Sums                sums = {};
       if (piece.key_tiles > 0) {
         float         scores[Tile::keys / 2], rescale[2];
         std::uint32_t weights[Tile::keys / 4];
@@ -83,13 +84,15 @@ class WideAttender {
           scale(sums, rescale);
         }
         multiply_values(sums, weights);
+        softmax.finish(factors);  // under the last products
+        hand_over(factors);
         ptx::wgmma_wait_group<0>();
         ptx::pin(sums);
         release_values();
+      } else {
+        softmax.finish(factors);
+        hand_over(factors);
       }
-      AttentionRowFactors factors[2];
-      softmax.finish(factors);
-      hand_over(factors);
       store(piece, factors, sums);
     });
   }
