@@ -46,7 +46,7 @@ struct ForwardCall {
         value(shape.values_are_keys ? key : random<Element***, Space>("value", 3, shape.length, shape.key_heads, shape.head_dim)),
         out(output<Element***, Space>("out", shape.length, shape.heads, shape.head_dim)),
         lse(output<float**, Space>("lse", shape.heads, shape.length)),
-        options{.window_left = shape.window < shape.length ? shape.window - 1 : -1, .causal = shape.causal, .level = level} {}
+        options{.causal = shape.causal, .window_left = shape.window < shape.length ? shape.window - 1 : -1, .level = level} {}
 
   template <class Exec, class... Workspace>
   void run(const Exec& exec, const Workspace&... workspace) const {
