@@ -274,15 +274,15 @@ bool notices(ForwardRun& run, const std::vector<std::uint16_t>& right, int barri
   return run.bits() != right;
 }
 
-/// Of all 22 mbarriers of the kernel: queries; both stages' halves, as they come, without what is no value, used; handovers; pieces.
+/// Of all 24 mbarriers of the kernel: queries; both stages' halves, as they come, without what is no value, used; handovers; pieces.
 TEST(AttentionForwardEmulated, WideCatchesTheOmissionOfEveryWait) {
   EmulatedOptions options{.batch = 2, .queries = 12, .keys = 200, .heads = 33, .head_dim = 512, .value_dim = 512, .right = 0};
   options.key_keep = options.shared_values = true;
   EmulatedOptions short_pieces             = options;  // whose loads say little of how far the pieces before are
   short_pieces.left                        = 40;
   ForwardRun run_of_many(options, 8000), run_of_one(short_pieces, 8000);
-  for (int barrier = 0; barrier < 22; ++barrier) {
-    ForwardRun& run = barrier < 4 ? run_of_one : run_of_many;
+  for (int barrier = 0; barrier < 24; ++barrier) {
+    ForwardRun& run = barrier < 6 ? run_of_one : run_of_many;
     run.run(Settings::of(0, 1));
     ASSERT_FALSE(HasFailure());
     const auto right  = run.bits();

@@ -9,8 +9,8 @@
 // O = softmax(x) V for head dimensions beyond 256, where the sums of 64 rows fill the registers of two warpgroups.
 //
 // One team an SM draws work items.  A tile's 64 rows are the heads that share a key head, times some neighbouring queries: all of them see
-// nearly the same keys.  One warp loads.  The first math warpgroup multiplies queries with a tile of keys, makes weights of the scores,
-// and hands them over; each of the two multiplies them with half of the columns of the values.
+// nearly the same keys.  A thread describes the pieces of the work, another one loads.  The first math warpgroup multiplies queries with a
+// tile of keys, makes weights of the scores, and hands them over; each of the two multiplies them with half of the columns of the values.
 
 namespace Tributary::Impl::SM90 {
 namespace {
@@ -117,7 +117,7 @@ class WideAttender {
 
   template <class Attend>
   __device__ void for_each_piece(const Attend& attend) {
-    for (RingPosition<2> at;; at.next()) {
+    for (RingPosition<Tile::pieces> at;; at.next()) {
       ptx::mbarrier_wait(&shared_.piece_full[at.slot], at.round);
       const GroupedPiece& piece = shared_.pieces[at.slot];
       if (piece.batch < 0) return;
@@ -330,8 +330,9 @@ struct WideAttentionFunctor {
       WideAttender<Tile, 1>(call, shared, scratch, warp, lane).run();
     } else {
       ptx::setmaxnreg_dec<Tile::other_registers>();
-      if (warp == Tile::math_warps && lane == 0) WideLoader<Tile>(call, shared, scratch).run(team.league_rank(), team.league_size());
+      if (warp == Tile::math_warps && lane == 0) WideLoader<Tile>(call, shared, scratch).run();
       if (warp == Tile::math_warps + 1 && has_rows_to_clean(call.problem)) clean_wide_values<Tile>(call, shared, scratch, lane);
+      if (warp == Tile::math_warps + 2 && lane == 0) WideDealer<Tile>(call, shared).run(team.league_rank(), team.league_size());
     }
     exit_thread();
   }
@@ -349,9 +350,9 @@ struct WideAttentionFunctor {
       ptx::mbarrier_init(&shared.handover_full[i], Tile::group_warps);
       ptx::mbarrier_init(&shared.handover_empty[i], Tile::group_warps);
     }
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < Tile::pieces; ++i) {
       ptx::mbarrier_init(&shared.piece_full[i], 1);
-      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + (has_rows_to_clean(call.problem) ? 1 : 0));
+      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + (has_rows_to_clean(call.problem) ? 2 : 1));
     }
     ptx::fence_mbarrier_init();
   }

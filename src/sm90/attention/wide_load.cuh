@@ -3,27 +3,19 @@
 #include "sm90/ptx/barrier.cuh"
 #include "sm90/ptx/tma.cuh"
 
-// Loading for head dimensions beyond 256: a warp draws work items, cuts them where sequences end, and streams queries, keys and values;
-// another one zeroes rows of values that are none.
+// Loading for head dimensions beyond 256: a thread draws work items and cuts them where sequences end, another one streams queries, keys
+// and values, and a warp zeroes rows of values that are none.
 
 namespace Tributary::Impl::SM90 {
 
-/// One thread.
+/// One thread.  Apart from the loads, as a single thread is slow: an item's description takes as long as a product.
 template <class Tile>
-class WideLoader {
+class WideDealer {
  public:
-  __device__ WideLoader(const AttentionForwardCall& call, WideShared<Tile>& shared, unsigned char* scratch)
-      : call_(call),
-        shared_(shared),
-        scratch_(scratch),
-        shares_(values_are_keys(call.problem)),
-        key_at_{.both = shares_, .stage = 0},
-        value_at_{.both = false, .stage = 1} {}
+  __device__ WideDealer(const AttentionForwardCall& call, WideShared<Tile>& shared) : call_(call), shared_(shared) {}
 
   __device__ void run(int team, int teams) {
     ptx::fence_proxy_tensormap(&call_.maps()->query);
-    ptx::fence_proxy_tensormap(&call_.maps()->key);
-    ptx::fence_proxy_tensormap(&call_.maps()->value);
     const AttentionProblem&     p      = call_.problem;
     const AttentionForwardPlan& plan   = call_.plan;
     const auto                  blocks = static_cast<std::uint32_t>(plan.blocks), section = static_cast<std::uint32_t>(plan.section),
@@ -39,8 +31,8 @@ class WideLoader {
       const std::int64_t end   = begin + plan.tile_queries < p.queries ? begin + plan.tile_queries : p.queries;
       for (std::int64_t row = begin; row < end;) {
         const Segment segment = p.packed.segment(batch, row, end, p.queries, p.keys);
-        load(describe(segment, static_cast<std::int32_t>(batch_and_key_head - batch * key_heads),
-                      static_cast<std::int32_t>(at.pair - batch_and_key_head * head_blocks)));
+        publish(describe(segment, static_cast<std::int32_t>(batch_and_key_head - batch * key_heads),
+                         static_cast<std::int32_t>(at.pair - batch_and_key_head * head_blocks)));
         row += segment.rows;
       }
     }
@@ -78,14 +70,44 @@ class WideLoader {
     shared_.pieces[piece_at_.slot] = piece;
     ptx::mbarrier_arrive(&shared_.piece_full[piece_at_.slot]);
     piece_at_.next();
-  }
-
-  __device__ void load(const GroupedPiece& piece) {
-    publish(piece);
+    // Pieces are described some time before the queries' place in shared memory is free; so long these come as far as the L2.
     if (piece.key_tiles == 0) return;
-    // The queries' place becomes free a softmax and a product later than the first stage; until then they come as far as the L2.
     for (int panel = 0; panel < Tile::dim / panel_columns; ++panel)
       ptx::cp_async_bulk_prefetch_tensor(&call_.maps()->query, panel * panel_columns, piece.head, piece.row, piece.batch);
+  }
+
+  const AttentionForwardCall& call_;
+  WideShared<Tile>&           shared_;
+  RingPosition<Tile::pieces>  piece_at_;
+};
+
+/// One thread.
+template <class Tile>
+class WideLoader {
+ public:
+  __device__ WideLoader(const AttentionForwardCall& call, WideShared<Tile>& shared, unsigned char* scratch)
+      : call_(call),
+        shared_(shared),
+        scratch_(scratch),
+        shares_(values_are_keys(call.problem)),
+        key_at_{.both = shares_, .stage = 0},
+        value_at_{.both = false, .stage = 1} {}
+
+  __device__ void run() {
+    ptx::fence_proxy_tensormap(&call_.maps()->query);
+    ptx::fence_proxy_tensormap(&call_.maps()->key);
+    ptx::fence_proxy_tensormap(&call_.maps()->value);
+    for (RingPosition<Tile::pieces> at;; at.next()) {
+      ptx::mbarrier_wait(&shared_.piece_full[at.slot], at.round);
+      const GroupedPiece piece = shared_.pieces[at.slot];
+      ptx::mbarrier_arrive(&shared_.piece_empty[at.slot]);
+      if (piece.batch < 0) return;
+      load(piece);
+    }
+  }
+
+ private:
+  __device__ void load(const GroupedPiece& piece) {
     for (int n = 0; n < piece.key_tiles; ++n) {
       load_tile(piece, n, &call_.maps()->key, key_at_);
       if (n == 0) load_queries(piece);
@@ -121,7 +143,6 @@ class WideLoader {
   WideShared<Tile>&           shared_;
   unsigned char*              scratch_;
   const bool                  shares_;
-  RingPosition<2>             piece_at_;
   WideStages                  key_at_, value_at_;
   std::uint32_t               query_round_ = 0;
 };
@@ -132,7 +153,7 @@ __device__ void clean_wide_values(const AttentionForwardCall& call, WideShared<T
   const AttentionProblem& p      = call.problem;
   const bool              shares = values_are_keys(p);
   WideStages              at{.both = shares, .stage = shares ? 0 : 1};
-  for (RingPosition<2> piece_at;; piece_at.next()) {
+  for (RingPosition<Tile::pieces> piece_at;; piece_at.next()) {
     ptx::mbarrier_wait(&shared.piece_full[piece_at.slot], piece_at.round);
     const GroupedPiece piece = shared.pieces[piece_at.slot];
     __syncwarp();

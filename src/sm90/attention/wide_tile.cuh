@@ -43,7 +43,7 @@ struct WideTile {
   static constexpr int panels      = columns / panel_columns;  // of a half
   static constexpr int panel_bytes = 64 * panel_row_bytes;     // of queries as of keys
   static constexpr int half_bytes = panels * panel_bytes, tile_bytes = halves * half_bytes;
-  static constexpr int stages = 2, handovers = 2;
+  static constexpr int stages = 2, handovers = 2, pieces = 3;
 
   static constexpr int stages_offset   = tile_bytes;  // behind the queries
   static constexpr int handover_offset = stages_offset + stages * tile_bytes;
@@ -75,8 +75,8 @@ struct WideShared {
   std::uint64_t query_full, query_empty;
   std::uint64_t full[Tile::stages][Tile::halves], clean[Tile::stages][Tile::halves], empty[Tile::stages][Tile::halves];
   std::uint64_t handover_full[Tile::handovers], handover_empty[Tile::handovers];
-  std::uint64_t piece_full[2], piece_empty[2];
-  GroupedPiece  pieces[2];
+  std::uint64_t piece_full[Tile::pieces], piece_empty[Tile::pieces];
+  GroupedPiece  pieces[Tile::pieces];
 };
 
 template <class Tile>
