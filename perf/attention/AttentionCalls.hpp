@@ -11,11 +11,21 @@ namespace Tributary::Benchmark {
 struct AttentionShape {
   std::int64_t length, heads, head_dim;
   bool         causal;
+  std::int64_t key_heads       = heads;
+  std::int64_t window          = length;  // keys that a causal query sees at most
+  bool         values_are_keys = false;
 
   std::string name() const {
-    return "S" + std::to_string(length) + "_H" + std::to_string(heads) + "_D" + std::to_string(head_dim) + (causal ? "_causal" : "_full");
+    std::string text = "S" + std::to_string(length) + "_H" + std::to_string(heads) + "_D" + std::to_string(head_dim);
+    if (key_heads != heads) text += "_Hkv" + std::to_string(key_heads);
+    text += causal ? "_causal" : "_full";
+    if (window != length) text += "_W" + std::to_string(window);
+    return text + (values_are_keys ? "_V=K" : "");
   }
-  double legal_pairs() const { return static_cast<double>(causal ? length * (length + 1) / 2 : length * length); }
+  double legal_pairs() const {
+    return static_cast<double>(causal ? window * (window + 1) / 2 + (length - window) * window : length * length);
+  }
+  std::int64_t key_head(std::int64_t head) const { return head / (heads / key_heads); }
   /// Forward 2 products a pair, backward 5.
   double flop(int products) const { return 2.0 * products * static_cast<double>(heads * head_dim) * legal_pairs(); }
 };
@@ -32,11 +42,11 @@ struct ForwardCall {
 
   explicit ForwardCall(const AttentionShape& shape, Level level = Level::automatic)
       : query(random<Element***, Space>("query", 1, shape.length, shape.heads, shape.head_dim)),
-        key(random<Element***, Space>("key", 2, shape.length, shape.heads, shape.head_dim)),
-        value(random<Element***, Space>("value", 3, shape.length, shape.heads, shape.head_dim)),
+        key(random<Element***, Space>("key", 2, shape.length, shape.key_heads, shape.head_dim)),
+        value(shape.values_are_keys ? key : random<Element***, Space>("value", 3, shape.length, shape.key_heads, shape.head_dim)),
         out(output<Element***, Space>("out", shape.length, shape.heads, shape.head_dim)),
         lse(output<float**, Space>("lse", shape.heads, shape.length)),
-        options{.causal = shape.causal, .level = level} {}
+        options{.causal = shape.causal, .window_left = shape.window < shape.length ? shape.window - 1 : -1, .level = level} {}
 
   template <class Exec, class... Workspace>
   void run(const Exec& exec, const Workspace&... workspace) const {
@@ -46,7 +56,9 @@ struct ForwardCall {
   std::size_t workspace_size(const Exec& exec) const {
     return attention_forward_workspace_size(exec, query, key, value, out, lse, options);
   }
-  double bytes() const { return static_cast<double>(4 * sizeof(Element) * query.size() + sizeof(float) * lse.size()); }
+  double bytes() const {
+    return static_cast<double>(sizeof(Element) * (query.size() + key.size() + value.size() + out.size()) + sizeof(float) * lse.size());
+  }
 };
 
 /// Arguments of attention_backward; forward must have run.
@@ -61,8 +73,8 @@ struct BackwardCall {
       : forward(shape, level),
         grad_out(random<Element***, Space>("grad_out", 4, shape.length, shape.heads, shape.head_dim)),
         grad_query(output<Element***, Space>("grad_query", shape.length, shape.heads, shape.head_dim)),
-        grad_key(output<Element***, Space>("grad_key", shape.length, shape.heads, shape.head_dim)),
-        grad_value(output<Element***, Space>("grad_value", shape.length, shape.heads, shape.head_dim)) {}
+        grad_key(output<Element***, Space>("grad_key", shape.length, shape.key_heads, shape.head_dim)),
+        grad_value(output<Element***, Space>("grad_value", shape.length, shape.key_heads, shape.head_dim)) {}
 
   template <class Exec>
   void run(const Exec& exec) const {

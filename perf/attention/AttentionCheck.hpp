@@ -55,9 +55,10 @@ template <class Element>
 void require_right(const AttentionShape& shape, const ForwardCall<Element, Kokkos::Cuda>& call) {
   const auto query = on_host(call.query), key = on_host(call.key), value = on_host(call.value), out = on_host(call.out);
   for_each_sample(shape, [&](std::int64_t i, std::int64_t head) {
-    const Rows             row(i, i + 1), keys(0, shape.causal ? i + 1 : shape.length);
+    const Rows row(i, i + 1), keys(shape.causal ? std::max<std::int64_t>(i + 1 - shape.window, 0) : 0, shape.causal ? i + 1 : shape.length);
     const HostHeads<float> expected("expected", 1, 1, shape.head_dim);
-    Reference::attention_forward(rows_of(query, row, head), rows_of(key, keys, head), rows_of(value, keys, head), expected, std::nullopt);
+    Reference::attention_forward(rows_of(query, row, head), rows_of(key, keys, shape.key_head(head)),
+                                 rows_of(value, keys, shape.key_head(head)), expected, std::nullopt);
     require_close("out", rows_of(out, row, head), expected);
   });
 }

@@ -10,8 +10,9 @@
 #include "common/device.hpp"
 #include "common/gemm.hpp"
 
-// attention_forward and attention_backward on a CUDA device, 16384 tokens in heads of 2048 numbers together, with their workspace given.
-// any_order: gradients of queries are added up in the order of events (deterministic = false).
+// attention_forward and attention_backward on a CUDA device, 16384 tokens in heads of 2048 numbers together, with their workspace given;
+// forward also heads of 512 that share one key head.  any_order: gradients of queries are added up in the order of events (deterministic =
+// false).
 // Sampled rows are compared with the reference before anything is timed.  Time: a call in short trains after a rest, and sustained_ms: back
 // to back (perf/common/device.hpp).  Counters: TFLOP/s of legal work (forward 4 D, backward 10 D flop a legal pair and head); r, that rate
 // as a fraction of the product of 8192 x 8192 bfloat16 matrices, which is GEMM TFLOP/s, timed by turns with it; peak_bytes beyond inputs
@@ -43,15 +44,18 @@ double run(benchmark::State& state, const Exec& exec, const AttentionShape& shap
   return seconds[0].burst;
 }
 
+void add_forward(const Exec& exec, const std::string& space, const AttentionShape& shape, Level level) {
+  add_device_benchmark({"attention_forward", space, "bfloat16", shape.name(), name_of(level)},
+                       [=](benchmark::State& state) { return run(state, exec, shape, ForwardCall<bfloat16_t, Exec>(shape, level)); });
+}
+
 void add_cases(const Exec& exec, const std::string& space, const AttentionShape& shape, Level level) {
   using Element = bfloat16_t;
-  const std::string type("bfloat16");
-  add_device_benchmark({"attention_forward", space, type, shape.name(), name_of(level)},
-                       [=](benchmark::State& state) { return run(state, exec, shape, ForwardCall<Element, Exec>(shape, level)); });
+  add_forward(exec, space, shape, level);
   for (const bool deterministic : {true, false}) {
     if (!deterministic && level != Level::hopper) continue;
     const std::string order(deterministic ? "" : "_any_order");
-    add_device_benchmark({"attention_backward", space, type, shape.name() + order, name_of(level)}, [=](benchmark::State& state) {
+    add_device_benchmark({"attention_backward", space, "bfloat16", shape.name() + order, name_of(level)}, [=](benchmark::State& state) {
       BackwardCall<Element, Exec> backward(shape, level);
       backward.forward.options.deterministic = deterministic;
       backward.forward.run(exec);
@@ -69,6 +73,16 @@ void add_attention_device_benchmarks(const Exec& exec, const std::string& space)
   for (const std::int64_t head_dim : {64, 128, 256})
     for (const bool causal : {false, true}) add_cases(exec, space, shape(head_dim, causal), Level::hopper);
   for (const bool causal : {false, true}) add_cases(exec, space, shape(128, causal), Level::portable);
+  // Multi-query heads of 512 numbers, with a sliding window and with every key; values of their own, or the keys.
+  for (const std::int64_t heads : {64, 128})
+    for (const bool values_are_keys : {true, false}) {
+      AttentionShape wide{.length = 16384, .heads = heads, .head_dim = 512, .causal = true, .key_heads = 1, .window = 128};
+      wide.values_are_keys = values_are_keys;
+      add_forward(exec, space, wide, Level::hopper);
+      if (heads == 64 && !values_are_keys) add_forward(exec, space, wide, Level::portable);
+      wide.window = wide.length;
+      if (heads == 64) add_forward(exec, space, wide, Level::hopper);
+    }
 }
 
 }  // namespace Tributary::Benchmark

@@ -6,7 +6,8 @@
 #include "attention/RandomOptions.hpp"
 
 // The Hopper level of attention where its work is cut: forward tiles of 128 or 192 queries and 64 to 160 keys, backward ones of 64 or 128
-// queries and 64 or 128 keys; sequences that end within them, work items in sections.  In builds without that level there is nothing here.
+// queries and 64 or 128 keys; forward beyond 256, tiles of 64 rows, heads times queries, and 64 keys; sequences that end within them, work
+// items in sections.  In builds without that level there is nothing here.
 
 namespace TributaryTest {
 namespace {
@@ -76,6 +77,55 @@ void head_dimensions_and_lengths(std::uint32_t stream) {
 TEST_F(AttentionHopper, HeadDimensionsAndLengthsOfBfloat16) { head_dimensions_and_lengths<bfloat16_t>(100); }
 TEST_F(AttentionHopper, HeadDimensionsAndLengthsOfHalf) { head_dimensions_and_lengths<half_t>(101); }
 
+/// Head dimensions beyond 256, whose tiles pack the heads of a group: groups of all sizes, windows of single keys and of many tiles.
+template <class Element>
+void wide_heads_and_lengths(std::uint32_t stream) {
+  SCOPED_TRACE(seed_text());
+  Random random(stream);
+  for (const auto& [head_dim, value_dim] : {std::pair{512, 512}, {264, 328}, {512, 72}, {64, 320}})
+    for (const std::int64_t group : {1, 3, 8, 33, 64, 70, 128}) {
+      if (testing::Test::HasFailure()) return;
+      const std::int64_t     key_heads = group <= 8 ? random.integer(1, 2) : 1;
+      const std::int64_t     queries   = group > 8 ? random.integer(1, 20) : choice<std::int64_t>(random, {1, 7, 8, 9, 63, 64, 65, 129});
+      AttentionCase<Element> in({random.integer(1, 2), queries, random.any_of(edges), group * key_heads, key_heads, head_dim, value_dim},
+                                random);
+      in.options.causal = random.coin();
+      if (random.coin()) in.options.window_left = random.integer(0, 200);
+      if (random.coin()) in.options.window_right = random.integer(0, 200);
+      if (random.coin()) in.sink = Array<float, 1>({group * key_heads}, 0.5f);
+      AttentionHopper::expect_forward<Element>(in);
+      AttentionHopper::expect_forward<float>(in);
+    }
+}
+TEST_F(AttentionHopper, WideHeadsAndLengthsOfBfloat16) { wide_heads_and_lengths<bfloat16_t>(120); }
+TEST_F(AttentionHopper, WideHeadsAndLengthsOfHalf) { wide_heads_and_lengths<half_t>(121); }
+
+TEST_F(AttentionHopper, ValuesThatAreTheKeysGiveWhatTheirCopyGives) {
+  SCOPED_TRACE(seed_text());
+  Random random(122);
+  for (const bool hidden : {false, true})
+    for (const std::int64_t window : {-1, 127, 200}) {
+      SCOPED_TRACE("window " + std::to_string(window) + (hidden ? ", hidden keys" : ""));
+      AttentionCase<bfloat16_t> in({2, 300, 500, 64, 1, 512, 512}, random);
+      in.value.values        = in.key.values;
+      in.options.causal      = true;
+      in.options.window_left = window;
+      if (hidden) {
+        in.key_keep = Array<std::uint8_t, 2>({2, 500});
+        for (auto& keep : in.key_keep->values) keep = random.integer<std::uint8_t>(0, 2);
+      }
+      AttentionCall<bfloat16_t> call(level, in);
+      const auto                copied = call.forward();
+      call.value                       = call.key;
+      const auto shared                = call.forward();
+      EXPECT_EQ(largest_difference(shared.out, copied.out), 0);
+      EXPECT_EQ(largest_difference(shared.lse, copied.lse), 0);
+      const auto expected = AttentionCall<bfloat16_t>(Level::portable, in).forward();
+      EXPECT_LE(largest_difference(copied.out, expected.out), 0x1p-8 * 6);
+      EXPECT_LE(largest_difference(copied.lse, expected.lse), 1e-5);
+    }
+}
+
 /// Rows of whole 16 bytes, which the level wants.
 AttentionShape aligned_shape(Random& random, std::initializer_list<std::int64_t> dims) {
   auto shape      = random_shape(random);
@@ -90,7 +140,7 @@ void random_options(std::uint32_t stream) {
   Random random(stream);
   for (int i = 0; i < 80 && !testing::Test::HasFailure(); ++i) {
     SCOPED_TRACE("case " + std::to_string(i));
-    auto in = with_random_options<Element>(random, aligned_shape(random, {8, 32, 64, 80, 96, 128, 192, 256}));
+    auto in = with_random_options<Element>(random, aligned_shape(random, {8, 32, 64, 80, 96, 128, 192, 256, 264, 512}));
     if (random.coin()) {
       in.options.query_offset = random.integer(-50, 200);
       in.options.key_offset   = random.integer(0, 100);
@@ -105,7 +155,7 @@ TEST_F(AttentionHopper, ManyTilesAgreeWithThePortableLevel) {
   // Weights are rounded to bfloat16 before they meet the values, so an output is off by 2^-9 of the largest value, and is rounded itself.
   SCOPED_TRACE(seed_text());
   Random random(102);
-  for (const std::int64_t dim : {64, 128, 256})
+  for (const std::int64_t dim : {64, 128, 256, 512})
     for (const bool causal : {false, true}) {
       AttentionCase<bfloat16_t> in({2, 1500, 1700, 6, 3, dim, dim}, random);
       in.options.causal   = causal;
@@ -214,33 +264,37 @@ TEST_F(AttentionHopper, HiddenKeysMayHoldAnything) {
 TEST_F(AttentionHopper, APackedSequenceDoesNotSeeItsNeighbours) {
   Random random(105);
   for (const bool causal : {false, true})
-    for (const std::int64_t dim : {64, 128, 256}) {
+    for (const std::int64_t dim : {64, 128, 256, 512}) {
       AttentionCase<bfloat16_t> in({1, 700, 900, 4, 2, dim, dim}, random);
       in.options.causal = causal;
       in.cu_seqlens_q   = {0, 130, 130, 300, 301, 700};
       in.cu_seqlens_k   = {0, 200, 333, 333, 500, 900};
       AttentionHopper::expect_forward<bfloat16_t>(in);
-      AttentionHopper::expect_backward(in, random);
+      if (dim <= 256) AttentionHopper::expect_backward(in, random);
       const auto clean = AttentionCall<bfloat16_t>(level, in).forward();
       for (std::int64_t j = 200; j < 333; ++j)  // the sequence without queries
         for (std::int64_t h = 0; h < 2; ++h)
           for (std::int64_t d = 0; d < dim; ++d) in.key(0, j, h, d) = in.value(0, j, h, d) = bfloat16_t(NAN);
       EXPECT_EQ(largest_difference(AttentionCall<bfloat16_t>(level, in).forward().out, clean.out), 0);
+      if (dim > 256) continue;
       const auto gradients = AttentionHopper::backward(in, random_upstream(random, clean, true));
       for (const bfloat16_t value : gradients.query.values) ASSERT_TRUE(std::isfinite(static_cast<float>(value)));
     }
 }
 
 TEST_F(AttentionHopper, EveryRunGivesTheSameBits) {
-  Random                    random(106);
-  AttentionCase<bfloat16_t> in({2, 1000, 1000, 8, 2, 128, 128}, random);
-  in.options.causal = true;
-  const AttentionCall<bfloat16_t> call(level, in);
-  const auto                      first = call.forward();
-  for (int run = 0; run < 10; ++run) {
-    const auto again = call.forward();
-    ASSERT_EQ(largest_difference(again.out, first.out), 0);
-    ASSERT_EQ(largest_difference(again.lse, first.lse), 0);
+  Random random(106);
+  for (const auto& shape : {AttentionShape{2, 1000, 1000, 8, 2, 128, 128}, AttentionShape{1, 1000, 1000, 64, 1, 512, 512}}) {
+    AttentionCase<bfloat16_t> in(shape, random);
+    in.options.causal      = true;
+    in.options.window_left = shape.head_dim == 512 ? 127 : -1;
+    const AttentionCall<bfloat16_t> call(level, in);
+    const auto                      first = call.forward();
+    for (int run = 0; run < 10; ++run) {
+      const auto again = call.forward();
+      ASSERT_EQ(largest_difference(again.out, first.out), 0);
+      ASSERT_EQ(largest_difference(again.lse, first.lse), 0);
+    }
   }
 }
 
@@ -281,9 +335,12 @@ TEST_F(AttentionHopper, StaysOnItsInstance) {
 
 TEST_F(AttentionHopper, RefusesWhatItDoesNotTake) {
   Random                          random(109);
-  const AttentionCase<bfloat16_t> wide({1, 3, 3, 1, 1, 264, 8}, random), narrow({1, 3, 3, 2, 1, 4, 8}, random);
-  const AttentionCase<float>      floats({1, 3, 3, 1, 1, 8, 8}, random);
-  expect_refusal([&] { AttentionCall<bfloat16_t>(level, wide).forward(); }, {"attention_forward", "Hopper", "up to 256"});
+  const AttentionCase<bfloat16_t> wide({1, 3, 3, 1, 1, 520, 8}, random), long_gradients({1, 3, 3, 1, 1, 264, 8}, random),
+      narrow({1, 3, 3, 2, 1, 4, 8}, random);
+  const AttentionCase<float> floats({1, 3, 3, 1, 1, 8, 8}, random);
+  expect_refusal([&] { AttentionCall<bfloat16_t>(level, wide).forward(); }, {"attention_forward", "Hopper", "up to 512"});
+  const auto upstream = random_upstream(random, AttentionCall<bfloat16_t>(level, long_gradients).forward(), false);
+  expect_refusal([&] { AttentionHopper::backward(long_gradients, upstream); }, {"attention_backward", "Hopper", "up to 256"});
   expect_refusal([&] { AttentionCall<bfloat16_t>(level, narrow).forward(); }, {"attention_forward", "Hopper", "16 bytes"});
   expect_refusal([&] { AttentionCall<float>(level, floats).forward(); }, {"attention_forward", "Hopper", "float"});
 }

@@ -11,10 +11,11 @@ AttentionData::AttentionData(const EmulatedOptions& options, Random& random)
     : o(options),
       query_strides(o.layout, o.batch, o.queries, o.heads, o.head_dim),
       key_strides(o.layout, o.batch, o.keys, o.key_heads, o.head_dim),
-      value_strides(o.layout, o.batch, o.keys, o.key_heads, o.value_dim),
+      value_strides(o.layout, o.batch, o.keys, o.key_heads, o.shared_values ? o.head_dim : o.value_dim),
       query(query_strides.size),
       key(key_strides.size),
-      value(value_strides.size),
+      own_value(o.shared_values ? 0 : value_strides.size),
+      value(o.shared_values ? key : own_value),
       key_keep(o.key_keep ? o.batch * o.keys : 0),
       keep(o.keep ? o.queries * o.keys : 0),
       additive_mask(o.additive_mask ? o.heads * o.queries * o.keys : 0),
@@ -26,7 +27,7 @@ AttentionData::AttentionData(const EmulatedOptions& options, Random& random)
       cu_seqlens_k(o.sequences + 1) {
   fill(query, query_strides, o.queries, o.heads, o.head_dim, o.sharpness, 0, random);
   fill(key, key_strides, o.keys, o.key_heads, o.head_dim, 1, 0, random);
-  fill(value, value_strides, o.keys, o.key_heads, o.value_dim, 1, 0.25f, random);
+  if (!o.shared_values) fill(value, value_strides, o.keys, o.key_heads, o.value_dim, 1, 0.25f, random);
   AttentionProblem& p = problem;
   p.type              = o.type;
   p.batch             = o.batch;

@@ -47,6 +47,7 @@ struct EmulatedOptions {
   int         sequences = 0;  // packed; 0: none
   bool        key_keep = false, keep = false, additive_mask = false, alibi = false, relative_bias = false, sink = false;
   bool        offsets = false, float_output = false, previous = false, deterministic = true;
+  bool        shared_values = false;  // rows of values are the beginnings of rows of keys
   float       softcap = 0, dropout = 0, sharpness = 1;
   Layout      layout     = Layout::dense;
   int         processors = 2, section = 0;  // section 0: the plan's
@@ -92,7 +93,8 @@ inline void PrintTo(const EmulatedOptions& o, std::ostream* out) {
        << o.right << " sequences " << o.sequences << " key_keep " << o.key_keep << " keep " << o.keep << " additive " << o.additive_mask
        << " alibi " << o.alibi << " bias " << o.relative_bias << " sink " << o.sink << " offsets " << o.offsets << " float "
        << o.float_output << " previous " << o.previous << " softcap " << o.softcap << " dropout " << o.dropout << " sharpness "
-       << o.sharpness << " layout " << static_cast<int>(o.layout) << " processors " << o.processors << " section " << o.section;
+       << o.sharpness << " shared " << o.shared_values << " layout " << static_cast<int>(o.layout) << " processors " << o.processors
+       << " section " << o.section;
 }
 
 /// A problem with its data.  Rows that no pair may read (hidden by key_keep, in no sequence) and the padding hold NaN and infinities.
@@ -102,13 +104,14 @@ class AttentionData {
 
   AttentionData(const EmulatedOptions& options, Random& random);
 
-  EmulatedOptions             o;
-  Strides                     query_strides, key_strides, value_strides;
-  GuardedArray<std::uint16_t> query, key, value;
-  GuardedArray<std::uint8_t>  key_keep, keep;
-  GuardedArray<float>         additive_mask, alibi, relative_bias, sink;
-  GuardedArray<std::int32_t>  bucket, cu_seqlens_q, cu_seqlens_k;
-  AttentionProblem            problem{};
+  EmulatedOptions                    o;
+  Strides                            query_strides, key_strides, value_strides;
+  GuardedArray<std::uint16_t>        query, key, own_value;
+  const GuardedArray<std::uint16_t>& value;  // own_value or key
+  GuardedArray<std::uint8_t>         key_keep, keep;
+  GuardedArray<float>                additive_mask, alibi, relative_bias, sink;
+  GuardedArray<std::int32_t>         bucket, cu_seqlens_q, cu_seqlens_k;
+  AttentionProblem                   problem{};
 
   /// Largest relative error of rounding to the element type; the smallest step above zero that matters.
   double unit() const { return o.type == ElementType::bfloat16 ? 0x1p-8 : 0x1p-11; }

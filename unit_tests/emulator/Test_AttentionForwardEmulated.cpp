@@ -25,7 +25,16 @@ class ForwardRun {
     for (float& number : previous_lse_) number = random_.one_in(4) ? -std::numeric_limits<float>::infinity() : 3 + 4 * random_.normal();
   }
 
-  void run(Settings settings) {
+  void run(const Settings& settings) {
+    try {
+      launch(settings);
+    } catch (const Failure& failure) {
+      FAIL() << failure.what();
+    }
+  }
+
+  /// Throws what the emulator refuses.
+  void launch(Settings settings) {
     settings.races = true;
     set(settings);
     std::fill(out_.begin(), out_.end(), untouched);
@@ -58,11 +67,7 @@ class ForwardRun {
     auto                                                           plan = SM90::plan_attention_forward(exec, in_.problem, layout);
     ASSERT_LE(layout.size(), sizeof(workspace));
     if (o_.section > 0) plan.section = o_.section;
-    try {
-      SM90::attention_forward(exec, in_.problem, {in_.bucket.data()}, plan, to);
-    } catch (const Failure& failure) {
-      FAIL() << failure.what();
-    }
+    SM90::attention_forward(exec, in_.problem, {in_.bucket.data()}, plan, to);
   }
 
   void check() const {
@@ -192,6 +197,98 @@ TEST(AttentionForwardEmulated, PackedSequencesAndHiddenKeysWithoutNumbers) {
     options.head_dim = options.value_dim = stream % 4 == 0 ? 128 : 64;
     run_and_check(options, stream);
     if (HasFailure()) return;
+  }
+}
+
+// Head dimensions beyond 256, whose kernel packs the heads of a group.
+EmulatedOptions wide_options(std::uint64_t stream) {
+  Random                                 random(stream);
+  const std::vector<std::pair<int, int>> dims    = {{512, 512}, {512, 512}, {320, 320}, {264, 512},
+                                                    {512, 40},  {64, 300},  {500, 260}, {257, 263}};
+  const std::vector<int>                 lengths = {1, 2, 3, 5, 17, 40, 63, 64, 65, 127, 129, 150, 200, 260};
+  EmulatedOptions                        options = EmulatedOptions::any(random, dims, lengths);
+  options.heads                                  = options.key_heads * random.any_of<int>({1, 2, 3, 5, 8, 24, 33, 64, 65, 70, 96, 128});
+  options.queries                                = std::min(options.queries, std::max(1 + random.below(4), 300 / options.heads));
+  options.shared_values                          = random.one_in(2) && options.value_dim <= options.head_dim;
+  return options;
+}
+TEST(AttentionForwardEmulated, WideRandomOptions) {
+  for (std::uint64_t stream = 4000; stream < 4000 + 120; ++stream) {
+    run_and_check(wide_options(stream), stream);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(AttentionForwardEmulated, WideHeadsOfOneKeyHeadInASlidingWindow) {
+  for (std::uint64_t stream = 5000; stream < 5000 + 12; ++stream) {
+    EmulatedOptions options{.queries = 9, .keys = 300, .heads = 64, .head_dim = 512, .value_dim = 512, .left = 127, .right = 0};
+    options.type          = stream % 2 == 0 ? ElementType::bfloat16 : ElementType::float16;
+    options.heads         = stream % 3 == 0 ? 128 : 64;
+    options.keys          = stream % 4 == 0 ? 20 : 300;
+    options.sink          = stream % 5 == 0;
+    options.shared_values = stream % 3 != 1;
+    run_and_check(options, stream);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(AttentionForwardEmulated, WidePackedSequencesAndHiddenKeysWithoutNumbers) {
+  for (std::uint64_t stream = 6000; stream < 6000 + 24; ++stream) {
+    EmulatedOptions options{.queries = 60, .keys = 260, .heads = 10, .key_heads = 2, .head_dim = 512, .value_dim = 384};
+    options.sequences     = stream % 2 == 0 ? 5 : 0;
+    options.key_keep      = stream % 3 != 0;
+    options.right         = stream % 5 == 0 ? 0 : -1;
+    options.left          = stream % 7 == 0 ? 100 : -1;
+    options.shared_values = stream % 4 < 2;
+    run_and_check(options, stream);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(AttentionForwardEmulated, WideBitsAreTheSameOnEverySchedule) {
+  for (const bool shared_values : {false, true}) {
+    EmulatedOptions options{.queries = 40, .keys = 200, .heads = 20, .key_heads = 2, .head_dim = 512, .value_dim = 512, .sequences = 3};
+    options.key_keep      = true;
+    options.shared_values = shared_values;
+    ForwardRun run(options, 7000);
+    run.run(Settings::of(0, 1));
+    ASSERT_FALSE(HasFailure());
+    const auto first = run.bits();
+    for (std::uint64_t seed = 1; seed < 90; seed += 7) {
+      run.run(Settings::of(seed, 1 + static_cast<int>(seed % 4)));
+      ASSERT_FALSE(HasFailure());
+      ASSERT_TRUE(run.bits() == first) << "TRIBUTARY_TEST_SEED=" << test_seed() << ", schedule of seed " << seed;
+    }
+  }
+}
+
+/// Whether a run without a wait is refused or gives other bits.
+bool notices(ForwardRun& run, const std::vector<std::uint16_t>& right, int barrier, std::uint64_t seed) {
+  Settings settings = Settings::of(seed, 1);
+  settings.omission = {Omission::Of::mbarrier_wait, barrier};
+  try {
+    run.launch(settings);
+  } catch (const Failure&) {
+    return true;
+  }
+  return run.bits() != right;
+}
+
+/// Of all 24 mbarriers of the kernel: queries; both stages' halves, as they come, without what is no value, used; handovers; pieces.
+TEST(AttentionForwardEmulated, WideCatchesTheOmissionOfEveryWait) {
+  EmulatedOptions options{.batch = 2, .queries = 12, .keys = 200, .heads = 33, .head_dim = 512, .value_dim = 512, .right = 0};
+  options.key_keep = options.shared_values = true;
+  EmulatedOptions short_pieces             = options;  // whose loads say little of how far the pieces before are
+  short_pieces.left                        = 40;
+  ForwardRun run_of_many(options, 8000), run_of_one(short_pieces, 8000);
+  for (int barrier = 0; barrier < 24; ++barrier) {
+    ForwardRun& run = barrier < 6 ? run_of_one : run_of_many;
+    run.run(Settings::of(0, 1));
+    ASSERT_FALSE(HasFailure());
+    const auto right  = run.bits();
+    bool       caught = false;
+    for (std::uint64_t seed = 0; seed < 40 && !caught; ++seed) caught = notices(run, right, barrier, seed);
+    EXPECT_TRUE(caught) << "mbarrier " << barrier << ", counted from the last one";
   }
 }
 

@@ -34,8 +34,8 @@ void copy_box(void* to, const TensorMap* map, std::uint32_t rank, std::uint64_t*
   if (address % (8 * map->row_bytes()) != 0) fail("a swizzled copy to an address that is no multiple of 8 rows");
   BoxCopy    copy{lane.team, *map, &barrier_at(team, barrier), {x, y, z, w}, {address, address + bytes}};
   const auto heads = map->extents[1], batches = map->extents[3];
-  // The engine would fill with zeros, but the kernels have no reason to ask for it.
-  if (x < 0 || y < 0 || z < 0 || w < 0 || static_cast<std::uint64_t>(y) + map->box[1] > heads || static_cast<std::uint64_t>(w) >= batches)
+  // The engine would fill with zeros, but the kernels have no reason to ask for boxes that begin outside.
+  if (x < 0 || y < 0 || z < 0 || w < 0 || static_cast<std::uint64_t>(y) >= heads || static_cast<std::uint64_t>(w) >= batches)
     fail("a box outside the tensor: ", x, " ", y, " ", z, " ", w);
   require_no_box(team, copy.to, "a copy");
   require_no_reader(team, copy.to, "a copy");
@@ -60,7 +60,7 @@ void deliver(std::size_t index) {
     for (std::uint32_t byte = 0; byte < map.row_bytes(); byte += 16) {
       char                piece[16] = {};
       const std::uint64_t x         = first + byte;
-      if (x < length && z < map.extents[2]) std::memcpy(piece, from + x, std::min<std::uint64_t>(16, length - x));
+      if (x < length && y < map.extents[1] && z < map.extents[2]) std::memcpy(piece, from + x, std::min<std::uint64_t>(16, length - x));
       std::memcpy(bytes_at(team, swizzled(copy.to.begin + row * map.row_bytes() + byte, map.row_bytes()), 16), piece, 16);
     }
   }

@@ -21,8 +21,9 @@ struct AttentionForwardPlan {
   std::int64_t  blocks;   // of query rows, for each batch entry and head
   std::int64_t  section;  // (batch entry, head) pairs that are worked on together, so that their keys and values stay in L2
   std::int32_t  teams;
-  void*         maps;       // of queries, keys and values, for the copy engine
-  std::int32_t* next_item;  // the queue of work items
+  std::int32_t  tile_queries, tile_heads, head_blocks;  // beyond 256 only: of a tile; tiles that the heads of a key head take
+  void*         maps;                                   // of queries, keys and values, for the copy engine
+  std::int32_t* next_item;                              // the queue of work items
 };
 
 template <class Exec>
@@ -32,6 +33,18 @@ AttentionForwardPlan plan_attention_forward(const Exec& exec, const AttentionPro
 template <class Exec>
 void attention_forward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets, const AttentionForwardPlan& plan,
                        const AttentionForwardOutput& output);
+
+/// Head dimensions up to 512 have kernels of their own, whose tiles pack the heads that share a key head.
+constexpr bool is_wide(const AttentionProblem& p) { return p.head_dim > 256 || p.value_dim > 256; }
+
+/// Part of no_attention_forward, plan_attention_forward and attention_forward for these.
+template <class Exec>
+std::string no_wide_attention_forward(const Exec& exec, const AttentionProblem& problem);
+template <class Exec>
+AttentionForwardPlan plan_wide_attention_forward(const Exec& exec, const AttentionProblem& problem, WorkspaceLayout& layout);
+template <class Exec>
+void wide_attention_forward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets, const AttentionForwardPlan& plan,
+                            const AttentionForwardOutput& output);
 
 /// Why the level cannot take a call; empty if it can.
 template <class Exec>

@@ -64,7 +64,7 @@ class Attender {
       ptx::pin(scores);
       release(&shared_.key_empty[key_at_.slot]);
       key_at_.next();
-      softmax.soften(scores, piece.last_tile, rescale);
+      softmax.soften(scores, piece.last_tile * Tile::keys, rescale);
       pack<Element>(scores, weights);
 #pragma unroll 1
       for (int n = 1; n < piece.key_tiles; ++n) {
@@ -79,7 +79,7 @@ class Attender {
         ptx::pin(scores);
         release(&shared_.key_empty[key_at_.slot]);
         key_at_.next();
-        softmax.soften(scores, piece.last_tile - n, rescale);
+        softmax.soften(scores, (piece.last_tile - n) * Tile::keys, rescale);
         ptx::wgmma_wait_group<0>();
         ptx::pin(sums);
         ptx::pin(scores);
@@ -266,8 +266,10 @@ void run_dimensions(const Kokkos::Cuda& exec, const AttentionForwardCall& call) 
 template <class Exec>
 std::string no_attention_forward(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary,
                                  const AttentionForwardArguments& arguments) {
-  if (p.head_dim > 256 || p.value_dim > 256) return "it takes head dimensions up to 256";
+  if (p.head_dim > 512 || p.value_dim > 512) return "it takes head dimensions up to 512";
   if (const std::string reason = no_attention_inputs(exec, p, rotary); !reason.empty()) return reason;
+  if (is_wide(p))
+    if (const std::string reason = no_wide_attention_forward(exec, p); !reason.empty()) return reason;
   const Tensor<void, 4>& out      = arguments.out;
   const std::int64_t     out_size = arguments.out_type == ElementType::float32 ? 4 : 2;
   if (!multiple_of_16_bytes(out.data, {p.batch, p.queries, p.heads}, {out.strides[0], out.strides[1], out.strides[2]}, out_size))
@@ -277,6 +279,7 @@ std::string no_attention_forward(const Exec& exec, const AttentionProblem& p, co
 
 template <class Exec>
 AttentionForwardPlan plan_attention_forward(const Exec& exec, const AttentionProblem& p, WorkspaceLayout& layout) {
+  if (is_wide(p)) return plan_wide_attention_forward(exec, p, layout);
   const int            rows = tile_rows(p);
   AttentionForwardPlan plan{};
   plan.blocks = (p.queries + rows - 1) / rows;
@@ -295,6 +298,7 @@ template <class Exec>
 void attention_forward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets, const AttentionForwardPlan& plan,
                        const AttentionForwardOutput& output) {
   if (plan.teams == 0) return;
+  if (is_wide(problem)) return wide_attention_forward(exec, problem, buckets, plan, output);
   const AttentionForwardCall call{problem, buckets, plan, output};
   if (problem.type == ElementType::bfloat16)
     run_dimensions<bfloat16_t>(exec, call);

@@ -10,23 +10,23 @@ namespace Tributary::Impl::SM90 {
 template <class Tile>
 class RowSoftmax {
  public:
+  using Piece                = typename Tile::Piece;
   static constexpr int count = Tile::keys / 2;  // scores of a thread
 
   /// \param warp_row  of the piece, the warp's first one
-  __device__ RowSoftmax(const AttentionForwardCall& call, const AttentionPiece& piece, int warp_row, int lane)
+  __device__ RowSoftmax(const AttentionForwardCall& call, const Piece& piece, int warp_row, int lane)
       : call_(call), piece_(piece), warp_row_(warp_row), row_(warp_row + lane / 4), lane_(lane), column_(2 * (lane % 4)) {
     factor_ = plain ? call.problem.scale * log2_e : log2_e;
     // A window's ends only rise from row to row: what the warp's first and last row see, all see.
-    const std::int32_t last  = warp_row + 15 < piece.rows ? warp_row + 15 : piece.rows - 1;
-    const KeyInterval  early = window(warp_row), late = window(last);
+    const std::int32_t last  = min(piece.query_of(warp_row + 15), piece.rows - 1);
+    const KeyInterval  early = window(piece.query_of(warp_row)), late = window(last);
     clear_begin_ = static_cast<std::int32_t>(late.begin);
     clear_end_   = late.begin < late.end ? static_cast<std::int32_t>(early.end) : 0;
   }
 
-  /// Products with tile `tile` of the sequence's keys become weights e^(score - shift), not normalised, as their sum is.  Sums of values
-  /// so far are to be multiplied with rescale.
-  __device__ void soften(float (&scores)[count], int tile, float (&rescale)[2]) {
-    const std::int32_t first_key = tile * Tile::keys;
+  /// Products with a tile of the sequence's keys become weights e^(score - shift), not normalised, as their sum is.  Sums of values so far
+  /// are to be multiplied with rescale.
+  __device__ void soften(float (&scores)[count], std::int32_t first_key, float (&rescale)[2]) {
     if constexpr (plain)
       hide(scores, first_key);
     else
@@ -75,19 +75,22 @@ class RowSoftmax {
   }
 
   /// Whether this thread's row r (0, 1) is one of the piece's.
-  __device__ bool exists(int r) const { return row_ + 8 * r < piece_.rows; }
+  __device__ bool exists(int r) const { return piece_.has(row_ + 8 * r); }
 
-  __device__ QueryPlace place(int r) const {
-    const std::int32_t row = row_ + 8 * r;
-    return {piece_.batch, piece_.sequence, piece_.row + row, piece_.first_query + row, piece_.position + row, piece_.head};
-  }
+  __device__ QueryPlace place(int r) const { return piece_.place(row_ + 8 * r); }
 
  private:
   static constexpr bool  plain    = Tile::scores == Scores::plain;
   static constexpr float infinity = __builtin_huge_valf(), largest = 3.402823466e38f;
 
-  /// The keys that a row of the piece may see.
-  __device__ KeyInterval window(std::int32_t row) const { return call_.problem.window(std::int64_t{piece_.position} + row, piece_.keys); }
+  /// The keys that a query of the piece may see.
+  __device__ KeyInterval window(std::int32_t query) const {
+    return call_.problem.window(std::int64_t{piece_.position} + query, piece_.keys);
+  }
+
+  // Of this thread's row r.
+  __device__ std::int32_t query(int r) const { return piece_.query_of(row_ + 8 * r); }
+  __device__ std::int32_t head(int r) const { return piece_.head_of(row_ + 8 * r); }
 
   /// Calls function(score, r, column) for this thread's scores, as straight-line code.
   template <class Function>
@@ -102,7 +105,7 @@ class RowSoftmax {
     std::int32_t begin[2], end[2];  // columns of the tile
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const KeyInterval in_window = window(row_ + 8 * r);
+      const KeyInterval in_window = window(query(r));
       begin[r]                    = static_cast<std::int32_t>(clip(in_window.begin - first_key, 0, Tile::keys));
       end[r]                      = static_cast<std::int32_t>(clip(in_window.end - first_key, 0, Tile::keys));
     }
@@ -116,16 +119,18 @@ class RowSoftmax {
     const AttentionProblem& p = call_.problem;
     for_each(scores, [&](float& x, int, int) { x *= p.scale; });
     if (p.softcap > 0.0f) for_each(scores, [&](float& x, int, int) { x = p.softcap * tanhf(x / p.softcap); });
-    const std::int32_t first_position = piece_.position + row_ - first_key;  // i' - j of the first row and column
+    const std::int32_t first_position[2] = {piece_.position + query(0) - first_key,  // i' - j of the rows and the first column
+                                            piece_.position + query(1) - first_key};
     if (p.alibi_slopes != nullptr) {
-      const float slope = p.alibi_slopes[piece_.sequence * p.alibi_stride + piece_.head];
-      for_each(scores, [&](float& x, int r, int column) { x -= slope * static_cast<float>(abs(first_position + 8 * r - column)); });
+      const float* const of_sequence = p.alibi_slopes + piece_.sequence * p.alibi_stride;
+      const float        slope[2]    = {of_sequence[head(0)], of_sequence[head(1)]};
+      for_each(scores, [&](float& x, int r, int column) { x -= slope[r] * static_cast<float>(abs(first_position[r] - column)); });
     }
     if (p.relative_bias != nullptr)
       for_each(scores, [&](float& x, int r, int column) {
-        const std::int32_t relative = column - first_position - 8 * r;
+        const std::int32_t relative = column - first_position[r];
         const std::int32_t bucket   = call_.buckets.bucket[max(-p.max_distance, min(relative, p.max_distance)) + p.max_distance];
-        x += p.relative_bias[bucket * p.relative_bias_stride + piece_.head];
+        x += p.relative_bias[bucket * p.relative_bias_stride + head(r)];
       });
     if (p.additive_mask != nullptr) {
       const float* mask[2];
@@ -157,8 +162,8 @@ class RowSoftmax {
   __device__ void rows_of(const Option* option, const std::int64_t (&strides)[3], std::int32_t first_key, const Option* (&rows)[2]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      rows[r] = option + piece_.batch * strides[0] + piece_.head * strides[1] +
-                (piece_.row + min(row_ + 8 * r, piece_.rows - 1)) * strides[2] + first_key;
+      rows[r] = option + piece_.batch * strides[0] + head(r) * strides[1] + (piece_.row + min(query(r), piece_.rows - 1)) * strides[2] +
+                first_key;
   }
 
   /// Dropped weights become 0.  The others are left for finish() to scale: times 1/(1 - probability) they may pass what a half can hold.
@@ -171,7 +176,7 @@ class RowSoftmax {
   }
 
   const AttentionForwardCall& call_;
-  const AttentionPiece&       piece_;
+  const Piece&                piece_;
   const int                   warp_row_, row_, lane_, column_;  // this thread's first row; the second one is 8 further
   float                       factor_;                          // of an exponent of 2
   std::int32_t                clear_begin_, clear_end_;         // keys between them are in the windows of all of the warp's rows

@@ -73,14 +73,16 @@ __device__ void clean_rows(unsigned char* tile, int rows, int panels, int lane, 
 }
 
 /// Where item `number` of a queue lies: the pairs of batch entry and head are worked on section by section, in each block after block.
+/// Integer: holds the number of items, and 32 bits are divided a good deal sooner.
+template <class Integer>
 struct SectionItem {
-  std::int64_t block, pair;
+  Integer block, pair;
 
-  __device__ SectionItem(std::int64_t number, std::int64_t pairs, std::int64_t blocks, std::int64_t section) {
-    const std::int64_t first = number / (section * blocks) * section, in_section = number % (section * blocks);
-    const std::int64_t here = pairs - first < section ? pairs - first : section;
-    block                   = in_section / here;
-    pair                    = first + in_section % here;
+  __device__ SectionItem(Integer number, Integer pairs, Integer blocks, Integer section) {
+    const Integer first = number / (section * blocks) * section, in_section = number % (section * blocks);
+    const Integer here = pairs - first < section ? pairs - first : section;
+    block              = in_section / here;
+    pair               = first + in_section % here;
   }
 };
 

@@ -12,6 +12,25 @@
 
 namespace Tributary::Impl::SM90 {
 
+/// Query rows of one head in one sequence, at most a tile's, and the key tiles that they see.
+struct AttentionPiece {
+  std::int32_t batch;  // -1: there is no more work
+  std::int32_t head, key_head;
+  std::int32_t row, rows;              // of the tensors
+  std::int32_t sequence, first_query;  // row's number in it
+  std::int32_t position;               // i' of the first row
+  std::int32_t first_key, keys;        // of the sequence: row of the tensors, number
+  std::int32_t key_tiles, last_tile;   // visited downwards, from this tile of the sequence on
+
+  // A row of a tile is a query of the piece.
+  __device__ std::int32_t query_of(std::int32_t row) const { return row; }
+  __device__ std::int32_t head_of(std::int32_t) const { return head; }
+  __device__ bool         has(std::int32_t row) const { return row < rows; }
+  __device__ QueryPlace   place(std::int32_t row) const {
+      return {batch, sequence, this->row + row, first_query + row, position + row, head};
+  }
+};
+
 /// Keys of a tile: a register file holds the scores of 64 queries x keys and the sums of 64 x value_dim of a warpgroup, shared memory two
 /// tiles of keys and two of values.  Tiles of FlashAttention-3, but narrower ones where every pair is worked out on its own.
 constexpr int attention_keys(int head_dim, int value_dim, Scores scores, bool causal) {
@@ -24,6 +43,7 @@ constexpr int attention_keys(int head_dim, int value_dim, Scores scores, bool ca
 template <class Element_, int HeadDim, int ValueDim, Scores TheScores, bool Causal>
 struct AttentionTile {
   using Element                  = Element_;
+  using Piece                    = AttentionPiece;
   static constexpr Scores scores = TheScores;
 
   static constexpr int head_dim = HeadDim, value_dim = ValueDim;  // of the problem, rounded up: what is missing comes as zeros
@@ -63,17 +83,6 @@ struct AttentionForwardCall {
 
   __device__ const AttentionMaps* maps() const { return static_cast<const AttentionMaps*>(plan.maps); }
   __device__ std::int64_t items() const { return problem.batch * problem.heads * plan.blocks; }
-};
-
-/// Query rows of one head in one sequence, at most a tile's, and the key tiles that they see.
-struct AttentionPiece {
-  std::int32_t batch;  // -1: there is no more work
-  std::int32_t head, key_head;
-  std::int32_t row, rows;              // of the tensors
-  std::int32_t sequence, first_query;  // row's number in it
-  std::int32_t position;               // i' of the first row
-  std::int32_t first_key, keys;        // of the sequence: row of the tensors, number
-  std::int32_t key_tiles, last_tile;   // visited downwards, from this tile of the sequence on
 };
 
 template <class Tile>

@@ -24,6 +24,12 @@ __device__ inline void pin(float (&d)[Count]) {
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+/// The same descriptor, of which the compiler does not know that it was the same the last time: it keeps none of the sums with it.
+__device__ inline std::uint64_t not_kept(std::uint64_t descriptor) {
+  asm volatile("" : "+l"(descriptor));
+  return descriptor;
+}
+
 /// D = float[N / 2] a thread.  `issue(d, a, b, accumulate)`: A and B in shared memory, the depth along their rows.
 /// accumulate = false overwrites D.
 template <class Element, int N>

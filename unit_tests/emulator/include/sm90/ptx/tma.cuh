@@ -6,10 +6,10 @@
 namespace Tributary::Impl::SM90::ptx {
 
 using TributaryTest::Emulator::cp_async_bulk_commit_group;
-using TributaryTest::Emulator::cp_async_bulk_prefetch_tensor;
 using TributaryTest::Emulator::cp_async_bulk_tensor;
 
 inline void fence_proxy_tensormap(const CUtensorMap*) {}
+inline void cp_async_bulk_prefetch_tensor(const CUtensorMap*, int, int, int, int) {}
 inline void cp_async_bulk(void* to, const void* from, int bytes) {
   TributaryTest::Emulator::cp_async_bulk(static_cast<float*>(to), static_cast<const float*>(from), bytes, false);
 }

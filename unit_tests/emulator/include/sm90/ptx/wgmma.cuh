@@ -20,6 +20,8 @@ void pin(float (&d)[Count]) {
   TributaryTest::Emulator::pin(d);
 }
 
+inline std::uint64_t not_kept(std::uint64_t descriptor) { return descriptor; }
+
 template <class Element, int N, TributaryTest::Emulator::Operands TheOperands>
 struct EmulatedWgmma {
   using Format                   = TributaryTest::Emulator::Format;
