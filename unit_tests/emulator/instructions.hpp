@@ -66,11 +66,11 @@ constexpr std::uint32_t swizzled(std::uint32_t address, std::uint32_t row_bytes)
   return address ^ ((address >> 7 & (row_bytes == 128 ? 7u : 3u)) << 4);
 }
 
-void        cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z);
-void        cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z, int w);
-void        cp_async_bulk(float* to, const float* from, int bytes, bool adds);
-void        cp_async_bulk_commit_group();
-void        cp_async_bulk_wait(bool read_only);
+void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z);
+void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z, int w);
+void cp_async_bulk(float* to, const float* from, int bytes, bool adds);
+void cp_async_bulk_commit_group();
+void cp_async_bulk_wait(bool read_only);
 
 // The tensor cores.
 // Operands: depth along both, across both, along A and across B; A in registers and across B.
