@@ -21,6 +21,15 @@ struct Lanes<false> {
   KOKKOS_INLINE_FUNCTION static void  transpose(Float (&)[width]) {}
   KOKKOS_INLINE_FUNCTION static float maximum(Float x) { return x; }
   KOKKOS_INLINE_FUNCTION static float sum(Float x) { return x; }
+
+  /// Which of 32 lanes at most are not <= limit: bit v * width + n stands for lane n of x[v].  NaN is not, and nothing is <= NaN.
+  template <int vectors>
+  KOKKOS_INLINE_FUNCTION static std::uint32_t exceed(const Float (&x)[vectors], float limit) {
+    static_assert(vectors * width <= 32);
+    std::uint32_t bits = 0;
+    for (int v = 0; v < vectors; ++v) bits |= (x[v] <= limit ? 0u : 1u) << v;
+    return bits;
+  }
 };
 
 #if defined(KOKKOS_COMPILER_NVCC) && defined(__CUDA_ARCH__)
@@ -64,10 +73,23 @@ struct Lanes<true> {
   }
 
   static inline float maximum(const Float& x) {
-    return fold<width / 2>(x, [](const Float& a, const Float& b) { return a > b ? a : b; });
+    return fold<float, width / 2>(x, [](const Float& a, const Float& b) { return a > b ? a : b; });
   }
   static inline float sum(const Float& x) {
-    return fold<width / 2>(x, [](const Float& a, const Float& b) { return a + b; });
+    return fold<float, width / 2>(x, [](const Float& a, const Float& b) { return a + b; });
+  }
+
+  /// Which of 32 lanes at most are not <= limit: bit v * width + n stands for lane n of x[v].  NaN is not, and nothing is <= NaN.
+  template <int vectors>
+  static inline std::uint32_t exceed(const Float (&x)[vectors], float limit) {
+    static_assert(vectors * width <= 32);
+    Bits bits = {};
+    for (int v = 0; v < vectors; ++v) {
+      Bits bit;
+      for (int n = 0; n < width; ++n) bit[n] = 1u << (v * width + n);
+      bits |= x[v] <= limit ? Bits{} : bit;
+    }
+    return fold<std::uint32_t, width / 2>(bits, [](const Bits& a, const Bits& b) { return a | b; });
   }
 
   /// Element c of vector r and element r of vector c change places.
@@ -86,23 +108,23 @@ struct Lanes<true> {
 
  private:
   /// All lanes combined: the lanes `half` apart, then half as far.
-  template <int half, class Combine>
-  static inline float fold(const Float& x, const Combine& combine) {
+  template <class Number, int half, class Vector, class Combine>
+  static inline Number fold(const Vector& x, const Combine& combine) {
 #if defined(TRIBUTARY_SHUFFLES)
-    const Float folded = combine(x, across<half>(x, std::make_integer_sequence<int, width>{}));
+    const Vector folded = combine(x, across<half>(x, std::make_integer_sequence<int, width>{}));
 #else
-    Float other = x;
+    Vector other = x;
     for (int n = 0; n < half; ++n) other[n] = x[n + half];
-    const Float folded = combine(x, other);
+    const Vector folded = combine(x, other);
 #endif
     if constexpr (half == 1)
       return folded[0];
     else
-      return fold<half / 2>(folded, combine);
+      return fold<Number, half / 2>(folded, combine);
   }
 #if defined(TRIBUTARY_SHUFFLES)
-  template <int half, int... lane>
-  static inline Float across(const Float& x, std::integer_sequence<int, lane...>) {
+  template <int half, class Vector, int... lane>
+  static inline Vector across(const Vector& x, std::integer_sequence<int, lane...>) {
     return __builtin_shufflevector(x, x, ((lane + half) % width)...);
   }
   // Squares of `half` by `half` numbers change places across the diagonal of one twice as wide; then the wider ones.

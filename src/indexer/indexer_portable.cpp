@@ -162,16 +162,15 @@ struct IndexerTopkFunctor {
                                          std::int64_t in_group) const {
     typename Tile::Scores scores;
     operands.score(problem, row, group, scores);
-    std::uint32_t image[Tile::keys], best = 0;
-    for (int n = 0; n < Tile::keys; ++n) {
-      image[n] = sortable(scores.key[n]);
-      best     = image[n] > best ? image[n] : best;
-    }
-    if (best < static_cast<std::uint32_t>(*row_candidates.threshold >> 32)) return;
-    const std::int64_t skip = legal.begin > first_key ? legal.begin - first_key : 0;
-    const std::int64_t stop = legal.end - first_key < in_group ? legal.end - first_key : in_group;
-    select.offer(row_candidates, static_cast<int>(stop - skip),
-                 [&](int n) { return make_entry(image[skip + n], static_cast<std::uint32_t>(first_key + skip + n)); });
+    const std::int64_t  skip     = legal.begin > first_key ? legal.begin - first_key : 0;
+    const std::int64_t  stop     = legal.end - first_key < in_group ? legal.end - first_key : in_group;
+    const std::uint32_t is_legal = (~0u >> (32 - stop)) & (~0u << skip);
+    // As many earlier keys as are wanted have the threshold's score or a better one, so an equal score comes too late.  As a score,
+    // no_entry is NaN, which excludes nothing.
+    const std::uint32_t chosen = Lanes<on_host<Exec>>::exceed(scores.vector, score_of(*row_candidates.threshold)) & is_legal;
+    if (chosen == 0) return;
+    select.template append<Tile::keys>(
+        row_candidates, chosen, [&](int n) { return make_entry(sortable(scores.key[n]), static_cast<std::uint32_t>(first_key + n)); });
   }
 };
 

@@ -33,7 +33,10 @@ class Selection {
 
   /// Made once a team: it takes the scratch.
   KOKKOS_FUNCTION Selection(const Member& team, std::int64_t keep, std::int64_t tile, std::int64_t capacity)
-      : team_(team), keep_(static_cast<std::int32_t>(keep)), full_(static_cast<std::int32_t>(capacity - tile)) {
+      : team_(team),
+        keep_(static_cast<std::int32_t>(keep)),
+        full_(static_cast<std::int32_t>(capacity - tile)),
+        spare_(static_cast<std::int32_t>(keep < 4 * tile ? keep / 8 : tile / 2)) {
     if constexpr (!OnHost)
       histogram_ = static_cast<std::int32_t*>(team.team_scratch(0).get_shmem_aligned(256 * sizeof(std::int32_t), alignof(std::int32_t)));
   }
@@ -43,40 +46,34 @@ class Selection {
     *row.threshold = no_entry;
   }
 
-  /// Appends what beats the threshold, count entries at most; called by one thread of the team for its own part of a tile.
-  template <class EntryAt>
-  KOKKOS_INLINE_FUNCTION void offer(const Candidates& row, int count, const EntryAt& entry_at) const {
-    const Entry threshold = *row.threshold;
+  /// Appends entries of a group, those whose bits are set: all that beat the threshold, if not more.  Called by one thread of the team
+  /// for its own part of a tile.
+  template <int group, class EntryAt>
+  KOKKOS_INLINE_FUNCTION void append(const Candidates& row, std::uint32_t chosen, const EntryAt& entry_at) const {
+    static_assert(group <= 32);
     if constexpr (OnHost) {
-      Entry* const entries = row.entries;
-      std::int32_t end     = *row.count;
-      for (int i = 0; i < count; ++i) {  // without a branch: which entries pass is not predictable
-        const Entry entry = entry_at(i);
-        entries[end]      = entry;
-        end += entry > threshold ? 1 : 0;
-      }
-      *row.count = end;
+      KOKKOS_IF_ON_HOST((*row.count += copy_chosen<group>(chosen, entry_at, row.entries + *row.count);))
     } else {
-      for (int i = 0; i < count; ++i) {
-        const Entry entry = entry_at(i);
-        if (entry > threshold) row.entries[Kokkos::atomic_fetch_add(row.count, 1)] = entry;
-      }
+      for (int i = 0; i < group; ++i)
+        if ((chosen >> i & 1u) != 0) row.entries[Kokkos::atomic_fetch_add(row.count, 1)] = entry_at(i);
     }
   }
 
   /// Called by the whole team, between two barriers, after each tile.
   KOKKOS_FUNCTION void make_room(const Candidates& row) const {
-    if (*row.count > full_) keep_best(row, keep_ + keep_ / 8);
+    if (*row.count > full_) keep_best(row, keep_ + spare_);
   }
 
   /// The k best of what is left, in the wanted order, padded at the end.
   KOKKOS_FUNCTION void emit(const Candidates& row, const TopkOutput& output, std::int64_t batch, std::int64_t output_row) const {
-    if (*row.count > keep_) keep_best(row, keep_);
+    // Sorting a few too many costs less than an exact cut, but among entries by index the best do not come first.
+    const std::int32_t most = OnHost && output.order == TopkOrder::by_score ? keep_ + spare_ : keep_;
+    if (*row.count > most) keep_best(row, most);
     sort(row.entries, *row.count, output.order);
     std::int32_t* const indices = output.indices + batch * output.index_strides[0] + output_row * output.index_strides[1];
     float* const        scores =
         output.scores == nullptr ? nullptr : output.scores + batch * output.score_strides[0] + output_row * output.score_strides[1];
-    const std::int64_t found = *row.count;
+    const std::int64_t found = *row.count < keep_ ? *row.count : keep_;
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team_, output.top_k), [&](const std::int64_t i) {
       const bool  real  = i < found;
       const Entry entry = real ? row.entries[i] : no_entry;
@@ -174,6 +171,7 @@ class Selection {
   const Member&      team_;
   const std::int32_t keep_;
   const std::int32_t full_;
+  const std::int32_t spare_;  // how many more than keep_ a cut may leave; twice as many entries, sorted, fit the buffer
   std::int32_t*      histogram_ = nullptr;
 };
 

@@ -77,24 +77,29 @@ struct SelectRows {
     for (std::int64_t first = begin; first < end; first += plan.tile) {
       const std::int64_t in_tile = end - first < plan.tile ? end - first : plan.tile;
       Kokkos::parallel_for(Kokkos::TeamThreadRange(team, (in_tile + group - 1) / group), [&](const std::int64_t g) {
-        const std::int64_t column = first + g * group;
-        const std::int64_t rest   = in_tile - g * group;  // of this tile, which need not be a multiple of the group
-        const int          count  = static_cast<int>(rest < group ? rest : group);
+        const std::int64_t column    = first + g * group;
+        const std::int64_t rest      = in_tile - g * group;  // of this tile, which need not be a multiple of the group
+        const int          count     = static_cast<int>(rest < group ? rest : group);
+        const Entry        threshold = *row.threshold;
+        const auto         entry_at  = [&](int i) { return source.entry(batch, r, column + i); };
         if constexpr (on_host<Exec>) {
           if (count == group) {
             Entry best = no_entry;
-            for (int i = 0; i < group; ++i) {
-              const Entry entry = source.entry(batch, r, column + i);
-              best              = entry > best ? entry : best;
-            }
-            if (best <= *row.threshold) return;
+            for (int i = 0; i < group; ++i) best = entry_at(i) > best ? entry_at(i) : best;
+            if (best <= threshold) return;
           }
         }
-        select.offer(row, count, [&](int i) { return source.entry(batch, r, column + i); });
+        const auto    bit    = [&](int i) { return (entry_at(i) > threshold ? 1u : 0u) << i; };
+        std::uint32_t chosen = 0;
+        if (count == group)  // a loop of constant length vectorises
+          for (int i = 0; i < group; ++i) chosen |= bit(i);
+        else
+          for (int i = 0; i < count; ++i) chosen |= bit(i);
+        select.template append<group>(row, chosen, entry_at);
       });
       team.team_barrier();
       select.make_room(row);
-      team.team_barrier();  // no offer before every thread has looked at the count
+      team.team_barrier();  // nothing is appended before every thread has looked at the count
     }
   }
 };

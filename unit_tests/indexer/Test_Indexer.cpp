@@ -214,6 +214,21 @@ TEST_P(Indexer, ReluKeepsNan) {
   EXPECT_EQ(bits_of(rows.scores.values[1]), 0x7fc00000u);
 }
 
+// A threshold may be NaN or zero of either sign; what comes after the cut that set it may be, too.
+TEST_P(Indexer, NanAndZerosAcrossCuts) {
+  Random               random(8);
+  IndexerInputs<float> in({1, 2, 4000, 1, 1});
+  in.query.values   = {1, 1};
+  in.weights.values = {1, -1};  // the second: -0 for every negative key
+  for (const std::int64_t first_number : {0, 1500, 3990}) {
+    for (std::int64_t j = 0; j < 4000; ++j) in.key(0, j, 0) = j < first_number || j % 3 == 0 ? nan : random.integer<float>(-9, 9);
+    const IndexerCall<float> call(level(), in);
+    const auto               scores = call.score(4000);
+    for (const std::int64_t k : {1, 20, 700, 3000})
+      EXPECT_TRUE(same_rows(call.topk(k), expected_indexer_topk(scores, {}, 4000, k))) << "k " << k << ", numbers from " << first_number;
+  }
+}
+
 TEST_P(Indexer, ABestKeyThatComesLateByOneUnitInTheLastPlace) {
   IndexerInputs<float> in({1, 1, 9000, 1, 1});
   in.query.values   = {1};

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <numeric>
 
 #include "topk/TopkCase.hpp"
@@ -111,6 +112,44 @@ TEST_P(Topk, AdversarialOrders) {
     expect_right(values, k);
     expect_right(values, k, {.order = TopkOrder::by_index});
   }
+}
+
+// Bounds are found by interpolation between scores, and lists are sorted by their upper bits first: scores for which both say little.
+TEST_P(Topk, ScoresSpreadInUnusualWays) {
+  constexpr std::int64_t n = 2300;
+  Array<float, 3>        values({1, 9, n});
+  Random                 random;
+  SCOPED_TRACE(seed_text());
+  const auto just_above_one = [](std::int64_t units) { return 1.0f + static_cast<float>(units) * 0x1p-23f; };
+  for (std::int64_t j = 0; j < n; ++j) {
+    values(0, 0, j) = std::ldexp(1.0f, static_cast<int>(j % 250) - 125);  // by the logarithm
+    values(0, 1, j) = std::ldexp(j % 2 == 0 ? 1.0f : -1.0f, 120 - static_cast<int>(j % 240));
+    values(0, 2, j) = just_above_one(j);                    // neighbours, the best last,
+    values(0, 3, j) = j == 700 ? 2.0f : just_above_one(j);  // beside one that is far away
+    values(0, 4, j) = j == 700 ? 3e38f : j == 1200 ? -3e38f : just_above_one(j);
+    values(0, 5, j) = j == 700 ? infinity : j == 1200 ? -infinity : just_above_one(j);
+    values(0, 6, j) = j % 3 == 0 ? 2.0f : just_above_one(random.integer<int>(0, 5));     // ties beside neighbours
+    values(0, 7, j) = std::ldexp(static_cast<float>(random.integer<int>(-9, 9)), -149);  // subnormal
+    values(0, 8, j) = random.coin() ? 3e38f : random.coin() ? -3e38f : random.integer<float>(-3, 3);
+  }
+  for (const std::int64_t k : {1, 7, 8, 256, 511, 512, 1000, 1024, 1025, 2000, 2299, 2300})
+    for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index}) expect_right(values, k, {.order = order});
+}
+
+// A cut may leave k / 8 more than k, and stops being exact: lengths around both, and chunks that cut often.
+TEST_P(Topk, LengthsAndChunksAroundACut) {
+  Random random;
+  SCOPED_TRACE(seed_text());
+  for (const std::int64_t k : {1, 7, 8, 64, 1000})
+    for (const std::int64_t n : {k - 1, k, k + 1, k + k / 8 - 1, k + k / 8, k + k / 8 + 1, 2 * k + 1, k + 512 + 33, k + 1024 + 33})
+      for (const std::int64_t chunk : {0, 32}) {
+        Array<float, 3> values({1, 3, n});
+        random.fill_with_integers(values, -100, 100);
+        for (std::int64_t j = 0; j < n; ++j) values(0, 1, j) = 5.0f;
+        for (std::int64_t j = 0; j < n; ++j) values(0, 2, j) = j % 9 == 0 ? 1.0f : nan;
+        for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index})
+          expect_right(values, k, {.order = order, .chunk_keys = chunk});
+      }
 }
 
 TEST_P(Topk, SpecialValuesAmongMany) {
