@@ -71,9 +71,9 @@ class AttentionLoader {
     query_round_ ^= 1;
     ptx::mbarrier_arrive_expect_tx(&shared_.query_full, Tile::groups * Tile::query_bytes);
     for (int group = 0; group < Tile::groups; ++group)
-      for (int panel = 0; panel < Tile::head_dim / panel_columns; ++panel)
+      for (int panel = 0; panel < Tile::query_panels; ++panel)
         ptx::cp_async_bulk_tensor(scratch_ + group * Tile::query_bytes + panel * Tile::query_panel_bytes, &call_.maps()->query,
-                                  &shared_.query_full, panel * panel_columns, piece.head, piece.row + group * Tile::group_rows,
+                                  &shared_.query_full, panel * Tile::columns, piece.head, piece.row + group * Tile::group_rows,
                                   piece.batch);
     // The weights of a tile of keys wait for the products of the next one: so do its values.
     load_keys(piece, 0);
@@ -84,20 +84,45 @@ class AttentionLoader {
   }
 
   __device__ void load_keys(const AttentionPiece& piece, int n) {
-    load_tile(piece, n, &call_.maps()->key, shared_.key_full, shared_.key_empty, key_at_, Tile::keys_offset, Tile::key_bytes);
-  }
-  __device__ void load_values(const AttentionPiece& piece, int n) {
-    load_tile(piece, n, &call_.maps()->value, shared_.value_full, shared_.value_empty, value_at_, Tile::values_offset, Tile::value_bytes);
+    const int slot = key_at_.slot;
+    ptx::mbarrier_wait(&shared_.key_empty[slot], key_at_.round ^ 1);
+    if constexpr (Tile::e4m3) shared_.key_factor[slot] = factor_of_keys(piece, n);
+    copy_panels(piece, n, &call_.maps()->key, &shared_.key_full[slot], Tile::keys_offset + slot * Tile::key_bytes, Tile::key_bytes);
+    key_at_.next();
   }
 
-  __device__ void load_tile(const AttentionPiece& piece, int n, const CUtensorMap* map, std::uint64_t* full, std::uint64_t* empty,
-                            RingPosition<Tile::stages>& at, int offset, int bytes) {
-    ptx::mbarrier_wait(&empty[at.slot], at.round ^ 1);
-    ptx::mbarrier_arrive_expect_tx(&full[at.slot], bytes);
+  __device__ void load_values(const AttentionPiece& piece, int n) {
+    const int slot = value_at_.slot, to = Tile::values_offset + slot * Tile::value_bytes;
+    ptx::mbarrier_wait(&shared_.value_empty[slot], value_at_.round ^ 1);
+    if constexpr (Tile::e4m3) {
+      // One box: a tile's keys of every column.
+      shared_.value_scale[slot] = call_.problem.value_scale.of(piece.batch, first_key(piece, n), piece.key_head);
+      ptx::mbarrier_arrive_expect_tx(&shared_.value_full[slot], Tile::value_bytes);
+      ptx::cp_async_bulk_tensor(scratch_ + to, &call_.maps()->value, &shared_.value_full[slot], first_key(piece, n), piece.key_head, 0,
+                                piece.batch);
+    } else {
+      copy_panels(piece, n, &call_.maps()->value, &shared_.value_full[slot], to, Tile::value_bytes);
+    }
+    value_at_.next();
+  }
+
+  __device__ void copy_panels(const AttentionPiece& piece, int n, const CUtensorMap* map, std::uint64_t* full, int to, int bytes) {
+    ptx::mbarrier_arrive_expect_tx(full, bytes);
     for (int panel = 0; panel < bytes / Tile::key_panel_bytes; ++panel)
-      ptx::cp_async_bulk_tensor(scratch_ + offset + at.slot * bytes + panel * Tile::key_panel_bytes, map, &full[at.slot],
-                                panel * panel_columns, piece.key_head, piece.first_key + (piece.last_tile - n) * Tile::keys, piece.batch);
-    at.next();
+      ptx::cp_async_bulk_tensor(scratch_ + to + panel * Tile::key_panel_bytes, map, full, panel * Tile::columns, piece.key_head,
+                                piece.first_key + first_key(piece, n), piece.batch);
+  }
+
+  /// Of the piece's n-th tile, in its sequence.
+  __device__ static std::int32_t first_key(const AttentionPiece& piece, int n) { return (piece.last_tile - n) * Tile::keys; }
+
+  /// What makes scores of products, of plain ones exponents of 2.
+  __device__ float factor_of_keys(const AttentionPiece& piece, int n) const {
+    const AttentionProblem& p = call_.problem;
+    const float             scale =
+        p.scale * p.query_scale.of(piece.batch, piece.row, piece.head) * p.key_scale.of(piece.batch, first_key(piece, n), piece.key_head);
+    // 0 times the -infinity of a hidden pair would not be a number.
+    return Tile::scores == Scores::plain ? fminf(fmaxf(scale * log2_e, 1e-30f), 1e30f) : scale;
   }
 
   const AttentionForwardCall& call_;
@@ -121,11 +146,10 @@ __device__ void clean_values(const AttentionForwardCall& call, AttentionShared<T
     if (piece.batch < 0) return;
     for (int n = 0; n < piece.key_tiles; ++n, at.next()) {
       ptx::mbarrier_wait(&shared.value_full[at.slot], at.round);
-      clean_rows(
-          scratch + Tile::values_offset + at.slot * Tile::value_bytes, Tile::keys, Tile::value_dim / panel_columns, lane, [&](int r) {
-            const std::int32_t key = (piece.last_tile - n) * Tile::keys + r;
-            return key < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.first_key + key] != 0);
-          });
+      clean_rows(scratch + Tile::values_offset + at.slot * Tile::value_bytes, Tile::keys, Tile::value_panels, lane, [&](int r) {
+        const std::int32_t key = (piece.last_tile - n) * Tile::keys + r;
+        return key < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.first_key + key] != 0);
+      });
       ptx::fence_proxy_async();
       __syncwarp();
       if (lane == 0) ptx::mbarrier_arrive(&shared.value_clean[at.slot]);

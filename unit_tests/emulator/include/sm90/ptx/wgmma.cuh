@@ -30,8 +30,8 @@ struct EmulatedWgmma {
   static void issue(float (&d)[N / 2], std::uint64_t a, std::uint64_t b, bool accumulate) {
     TributaryTest::Emulator::wgmma_issue({N, TheOperands, format, accumulate, a, b}, d, nullptr);
   }
-  static void issue(float (&d)[N / 2], const std::uint32_t* a, std::uint64_t b) {
-    TributaryTest::Emulator::wgmma_issue({N, TheOperands, format, true, 0, b}, d, a);
+  static void issue(float (&d)[N / 2], const std::uint32_t* a, std::uint64_t b, bool accumulate = true) {
+    TributaryTest::Emulator::wgmma_issue({N, TheOperands, format, accumulate, 0, b}, d, a);
   }
 };
 template <class Element, int N>
@@ -42,5 +42,7 @@ template <class Element, int N>
 using WgmmaAcrossB = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::across_b>;
 template <class Element, int N>
 using WgmmaRegisterA = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::register_a>;
+template <class Element, int N>
+using WgmmaRegisterARows = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::register_a_rows>;
 
 }  // namespace Tributary::Impl::SM90::ptx
