@@ -27,9 +27,12 @@ struct BlockScales {
   const float* data = nullptr;
   std::int64_t strides[2]{};  // batch, head
 
+  KOKKOS_INLINE_FUNCTION const float* of_head(std::int64_t batch, std::int64_t head) const {
+    return data + batch * strides[0] + head * strides[1];
+  }
   /// Of a row, which counts from the tensor's first.
   KOKKOS_INLINE_FUNCTION float of(std::int64_t batch, std::int64_t row, std::int64_t head) const {
-    return data[batch * strides[0] + head * strides[1] + row / attention_scale_rows];
+    return of_head(batch, head)[row / attention_scale_rows];
   }
 };
 

@@ -235,7 +235,7 @@ TEST(AttentionForwardEmulated, SharpWeightsOfE4m3) {
   }
 }
 
-TEST(AttentionForwardEmulated, SameBitsOnEverySchedule_E4m3) {
+TEST(AttentionForwardEmulated, E4m3HasTheSameBitsOnEverySchedule) {
   Random          random(6000);
   EmulatedOptions options{.queries = 300, .keys = 700, .heads = 3, .head_dim = 128, .value_dim = 128, .right = 0};
   ForwardRun      run(e4m3(options, random), 6000);

@@ -2,6 +2,7 @@
 
 #include "sm90/attention/attention.hpp"
 #include "sm90/attention/load.cuh"
+#include "sm90/attention/scaled_load.cuh"
 #include "sm90/attention/softmax.cuh"
 #include "sm90/attention/transpose_values.cuh"
 #include "sm90/prepare.cuh"
@@ -74,15 +75,15 @@ class Attender {
   __device__ void attend(const AttentionPiece& piece, RowSoftmax<Tile>& softmax, float (&sums)[sum_count]) {
     float         scores[Tile::keys / 2], rescale[2];
     std::uint32_t weights[weight_count];
-    begin_queries(scores);
+    begin_queries(scores, key_at_);
     release_keys();
     softmax.soften(scores, piece.last_tile, rescale);
     pack<Element>(scores, weights);
 #pragma unroll 1
     for (int n = 1; n < piece.key_tiles; ++n) {
-      wait_for_turn();
-      multiply_keys(scores);
-      multiply_values(sums, weights);  // of the tile before
+      wait_for_turn(key_at_, value_at_);
+      multiply_keys(scores, key_at_.slot);
+      multiply_values(sums, weights, value_at_.slot);  // of the tile before
       if constexpr (Tile::take_turns) ptx::bar_arrive(turn_of(1 - group_), 256);
       ptx::wgmma_wait_group<1>();
       ptx::pin(scores);
@@ -96,75 +97,95 @@ class Attender {
       if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) multiply(sums, rescale);
     }
     release(&shared_.query_empty);
-    ptx::mbarrier_wait(values_ready(), value_at_.round);
+    ptx::mbarrier_wait(values_ready(value_at_.slot), value_at_.round);
     __syncwarp();
-    multiply_values(sums, weights);
+    multiply_values(sums, weights, value_at_.slot);
     ptx::wgmma_wait_group<0>();
     ptx::pin(sums);
     release_values();
   }
 
-  /// The same with a sum of values for each tile, which joins the others in float while the next tile's products are made.
+  /// The same with a sum of values for each tile, which joins the others in float while the next tile's products are made.  Tiles are
+  /// counted, the number of one says where it lies: a register in place of four.
   __device__ void attend_with_scales(const AttentionPiece& piece, RowSoftmax<Tile>& softmax, float (&sums)[sum_count]) {
     float         scores[Tile::keys / 2], rescale[2];
     float         of_tile[sum_count], scale[2] = {0.0f, 0.0f};  // a tile's sum, and what is still to be multiplied with
     std::uint32_t weights[weight_count];
 #pragma unroll
     for (float& sum : of_tile) sum = 0.0f;
-    begin_queries(scores);
-    float factor = shared_.key_factor[key_at_.slot];
-    release_keys();
-    softmax.soften(scores, piece.last_tile, rescale, factor);
+    begin_queries(scores, place(tiles_));
+    int        tile   = piece.last_tile;
+    const auto factor = [&] { return take_key_factor(place(tiles_)); };
+    softmax.soften(scores, tile, rescale, factor);
     pack<Element>(scores, weights);
 #pragma unroll 1
-    for (int n = 1; n < piece.key_tiles; ++n) {
-      wait_for_turn();
-      multiply_keys(scores);
-      add(sums, of_tile, scale);          // of the tile before the last
-      multiply_values(of_tile, weights);  // of the tile before
+    while (tile > piece.last_tile - piece.key_tiles + 1) {
+      ++tiles_;
+      --tile;
+      wait_for_turn(place(tiles_), place(tiles_ - 1));
+      multiply_keys(scores, place(tiles_).slot);
+      add(sums, of_tile, scale);                                  // of the tile before the last
+      multiply_values(of_tile, weights, place(tiles_ - 1).slot);  // of the tile before
       if constexpr (Tile::take_turns) ptx::bar_arrive(turn_of(1 - group_), 256);
       ptx::wgmma_wait_group<1>();
       ptx::pin(scores);
-      factor = shared_.key_factor[key_at_.slot];
-      release_keys();
-      softmax.soften(scores, piece.last_tile - n, rescale, factor);
+      ptx::forget(tiles_);
+      softmax.soften(scores, tile, rescale, factor);
       // The branch waits for all weights: otherwise ptxas would put the wait for the products in front of the exponentials.
       if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f || softmax.has_no_number())) multiply(sums, rescale);
       ptx::wgmma_wait_group<0>();
       ptx::pin(of_tile);
       ptx::pin(scores);
+      ptx::forget(tiles_);
+      const float value_scale = take_value_scale(place(tiles_ - 1));
 #pragma unroll
-      for (int r = 0; r < 2; ++r) scale[r] = shared_.value_scale[value_at_.slot] * rescale[r];
-      release_values();
+      for (int r = 0; r < 2; ++r) scale[r] = value_scale * rescale[r];
       pack<Element>(scores, weights);
     }
     release(&shared_.query_empty);
     add(sums, of_tile, scale);
-    ptx::mbarrier_wait(values_ready(), value_at_.round);
+    ptx::mbarrier_wait(values_ready(place(tiles_).slot), place(tiles_).round);
     __syncwarp();
-    multiply_values(of_tile, weights);
+    multiply_values(of_tile, weights, place(tiles_).slot);
     ptx::wgmma_wait_group<0>();
     ptx::pin(of_tile);
-    scale[0] = scale[1] = shared_.value_scale[value_at_.slot];
-    release_values();
+    scale[0] = scale[1] = take_value_scale(place(tiles_));
     add(sums, of_tile, scale);
+    ++tiles_;
+  }
+
+  /// Where the n-th tile of all lies.
+  __device__ static RingPosition<Tile::stages> place(std::uint32_t n) {
+    constexpr auto stages = static_cast<std::uint32_t>(Tile::stages);
+    return {static_cast<int>(n % stages), n / stages % 2};
+  }
+  /// What the loader put beside a tile, whose place is given back.
+  __device__ float take_key_factor(const RingPosition<Tile::stages>& at) const {
+    const float factor = shared_.key_factor[at.slot];
+    release(&shared_.key_empty[at.slot]);
+    return factor;
+  }
+  __device__ float take_value_scale(const RingPosition<Tile::stages>& at) const {
+    const float scale = shared_.value_scale[at.slot];
+    release(&shared_.value_empty[at.slot]);
+    return scale;
   }
 
   /// The products of a piece's first tile of keys.
-  __device__ void begin_queries(float (&scores)[Tile::keys / 2]) {
+  __device__ void begin_queries(float (&scores)[Tile::keys / 2], const RingPosition<Tile::stages>& keys) {
     ptx::mbarrier_wait(&shared_.query_full, query_round_);
     query_round_ ^= 1;
-    ptx::mbarrier_wait(&shared_.key_full[key_at_.slot], key_at_.round);
+    ptx::mbarrier_wait(&shared_.key_full[keys.slot], keys.round);
     __syncwarp();  // wgmma and its barriers want whole warps
-    multiply_keys(scores);
+    multiply_keys(scores, keys.slot);
     ptx::wgmma_wait_group<0>();
     ptx::pin(scores);
   }
 
-  /// Until the next tile of keys and the values before it have come, and the tensor cores are this warpgroup's.
-  __device__ void wait_for_turn() const {
-    ptx::mbarrier_wait(&shared_.key_full[key_at_.slot], key_at_.round);
-    ptx::mbarrier_wait(values_ready(), value_at_.round);
+  /// Until a tile of keys and one of values have come, and the tensor cores are this warpgroup's.
+  __device__ void wait_for_turn(const RingPosition<Tile::stages>& keys, const RingPosition<Tile::stages>& values) const {
+    ptx::mbarrier_wait(&shared_.key_full[keys.slot], keys.round);
+    ptx::mbarrier_wait(values_ready(values.slot), values.round);
     __syncwarp();
     if constexpr (Tile::take_turns) ptx::bar_sync(turn_of(group_), 256);
   }
@@ -188,8 +209,8 @@ class Attender {
     for (int i = 0; i < sum_count; ++i) sums[i] = fmaf(more[i], factors[i / 2 % 2], sums[i]);
   }
 
-  __device__ std::uint64_t* values_ready() const {
-    return !Tile::e4m3 && cleans_ ? &shared_.value_clean[value_at_.slot] : &shared_.value_full[value_at_.slot];
+  __device__ std::uint64_t* values_ready(int slot) const {
+    return !Tile::e4m3 && cleans_ ? &shared_.value_clean[slot] : &shared_.value_full[slot];
   }
 
   __device__ void release(std::uint64_t* barrier) const {
@@ -198,8 +219,8 @@ class Attender {
   }
 
   /// scores = queries x a tile of keys; issued, not waited for.
-  __device__ void multiply_keys(float (&scores)[Tile::keys / 2]) const {
-    const std::uint64_t key = key_ + static_cast<std::uint64_t>(key_at_.slot * (Tile::key_bytes / 16));
+  __device__ void multiply_keys(float (&scores)[Tile::keys / 2], int slot) const {
+    const std::uint64_t key = key_ + static_cast<std::uint64_t>(slot * (Tile::key_bytes / 16));
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Tile::query_panels * 4; ++step) {
@@ -211,8 +232,8 @@ class Attender {
   }
 
   /// sums += weights x a tile of values, of e4m3 sums = ...; issued, not waited for.
-  __device__ void multiply_values(float (&sums)[sum_count], const std::uint32_t (&weights)[weight_count]) const {
-    const std::uint64_t value = value_ + static_cast<std::uint64_t>(value_at_.slot * (Tile::value_bytes / 16));
+  __device__ void multiply_values(float (&sums)[sum_count], const std::uint32_t (&weights)[weight_count], int slot) const {
+    const std::uint64_t value = value_ + static_cast<std::uint64_t>(slot * (Tile::value_bytes / 16));
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < weight_count / 4; ++step) {
@@ -259,7 +280,7 @@ class Attender {
   const std::uint64_t         query_, key_, value_;  // descriptors: of this warpgroup's queries, of the first stages
   RingPosition<2>             piece_at_;
   RingPosition<Tile::stages>  key_at_, value_at_;
-  std::uint32_t               query_round_ = 0;
+  std::uint32_t               query_round_ = 0, tiles_ = 0;
 };
 
 template <class Tile>
@@ -285,9 +306,13 @@ struct AttentionForwardFunctor {
       Attender<Tile>(call, shared, scratch, warp, lane).run();
     } else {
       ptx::setmaxnreg_dec<Tile::other_registers>();
-      if (warp == Tile::math_warps && lane == 0) AttentionLoader<Tile>(call, shared, scratch).run(team.league_rank(), team.league_size());
-      if constexpr (!Tile::e4m3)
+      if constexpr (Tile::e4m3) {
+        if (warp <= Tile::math_warps + 1 && lane == 0)
+          ScaledLoader<Tile>(call, shared, scratch, warp == Tile::math_warps + 1).run(team.league_rank(), team.league_size());
+      } else {
+        if (warp == Tile::math_warps && lane == 0) AttentionLoader<Tile>(call, shared, scratch).run(team.league_rank(), team.league_size());
         if (warp == Tile::math_warps + 1 && has_rows_to_clean(call.problem)) clean_values<Tile>(call, shared, scratch, lane);
+      }
     }
     exit_thread();
   }
@@ -304,7 +329,7 @@ struct AttentionForwardFunctor {
     }
     for (int i = 0; i < 2; ++i) {
       ptx::mbarrier_init(&shared.piece_full[i], 1);
-      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + (has_rows_to_clean(call.problem) ? 1 : 0));
+      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + (Tile::e4m3 || has_rows_to_clean(call.problem) ? 1 : 0));
     }
     ptx::fence_mbarrier_init();
   }

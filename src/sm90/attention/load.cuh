@@ -14,6 +14,8 @@ __device__ AttentionPiece describe_piece(const AttentionProblem& problem, const 
   const std::int64_t position = segment.first_query + problem.alignment(segment);
   const KeyInterval  seen     = problem.window_of(position, position + segment.rows - 1, segment.keys);
   const std::int64_t first = seen.begin / Tile::keys, last = (seen.end - 1) / Tile::keys;
+  // A window's ends only rise from row to row: what the first and the last row see, all see.
+  const KeyInterval early = problem.window(position, segment.keys), late = problem.window(position + segment.rows - 1, segment.keys);
   return {.batch       = static_cast<std::int32_t>(segment.batch),
           .head        = head,
           .key_head    = problem.key_head(head),
@@ -25,7 +27,9 @@ __device__ AttentionPiece describe_piece(const AttentionProblem& problem, const 
           .first_key   = static_cast<std::int32_t>(segment.first_key),
           .keys        = static_cast<std::int32_t>(segment.keys),
           .key_tiles   = seen.begin < seen.end ? static_cast<std::int32_t>(last - first + 1) : 0,
-          .last_tile   = static_cast<std::int32_t>(last)};
+          .last_tile   = static_cast<std::int32_t>(last),
+          .clear_begin = static_cast<std::int32_t>(late.begin),
+          .clear_end   = late.begin < late.end ? static_cast<std::int32_t>(early.end) : 0};
 }
 
 /// One thread.
@@ -84,45 +88,20 @@ class AttentionLoader {
   }
 
   __device__ void load_keys(const AttentionPiece& piece, int n) {
-    const int slot = key_at_.slot;
-    ptx::mbarrier_wait(&shared_.key_empty[slot], key_at_.round ^ 1);
-    if constexpr (Tile::e4m3) shared_.key_factor[slot] = factor_of_keys(piece, n);
-    copy_panels(piece, n, &call_.maps()->key, &shared_.key_full[slot], Tile::keys_offset + slot * Tile::key_bytes, Tile::key_bytes);
-    key_at_.next();
+    load_tile(piece, n, &call_.maps()->key, shared_.key_full, shared_.key_empty, key_at_, Tile::keys_offset, Tile::key_bytes);
   }
-
   __device__ void load_values(const AttentionPiece& piece, int n) {
-    const int slot = value_at_.slot, to = Tile::values_offset + slot * Tile::value_bytes;
-    ptx::mbarrier_wait(&shared_.value_empty[slot], value_at_.round ^ 1);
-    if constexpr (Tile::e4m3) {
-      // One box: a tile's keys of every column.
-      shared_.value_scale[slot] = call_.problem.value_scale.of(piece.batch, first_key(piece, n), piece.key_head);
-      ptx::mbarrier_arrive_expect_tx(&shared_.value_full[slot], Tile::value_bytes);
-      ptx::cp_async_bulk_tensor(scratch_ + to, &call_.maps()->value, &shared_.value_full[slot], first_key(piece, n), piece.key_head, 0,
-                                piece.batch);
-    } else {
-      copy_panels(piece, n, &call_.maps()->value, &shared_.value_full[slot], to, Tile::value_bytes);
-    }
-    value_at_.next();
+    load_tile(piece, n, &call_.maps()->value, shared_.value_full, shared_.value_empty, value_at_, Tile::values_offset, Tile::value_bytes);
   }
 
-  __device__ void copy_panels(const AttentionPiece& piece, int n, const CUtensorMap* map, std::uint64_t* full, int to, int bytes) {
-    ptx::mbarrier_arrive_expect_tx(full, bytes);
+  __device__ void load_tile(const AttentionPiece& piece, int n, const CUtensorMap* map, std::uint64_t* full, std::uint64_t* empty,
+                            RingPosition<Tile::stages>& at, int offset, int bytes) {
+    ptx::mbarrier_wait(&empty[at.slot], at.round ^ 1);
+    ptx::mbarrier_arrive_expect_tx(&full[at.slot], bytes);
     for (int panel = 0; panel < bytes / Tile::key_panel_bytes; ++panel)
-      ptx::cp_async_bulk_tensor(scratch_ + to + panel * Tile::key_panel_bytes, map, full, panel * Tile::columns, piece.key_head,
-                                piece.first_key + first_key(piece, n), piece.batch);
-  }
-
-  /// Of the piece's n-th tile, in its sequence.
-  __device__ static std::int32_t first_key(const AttentionPiece& piece, int n) { return (piece.last_tile - n) * Tile::keys; }
-
-  /// What makes scores of products, of plain ones exponents of 2.
-  __device__ float factor_of_keys(const AttentionPiece& piece, int n) const {
-    const AttentionProblem& p = call_.problem;
-    const float             scale =
-        p.scale * p.query_scale.of(piece.batch, piece.row, piece.head) * p.key_scale.of(piece.batch, first_key(piece, n), piece.key_head);
-    // 0 times the -infinity of a hidden pair would not be a number.
-    return Tile::scores == Scores::plain ? fminf(fmaxf(scale * log2_e, 1e-30f), 1e30f) : scale;
+      ptx::cp_async_bulk_tensor(scratch_ + offset + at.slot * bytes + panel * Tile::key_panel_bytes, map, &full[at.slot],
+                                panel * Tile::columns, piece.key_head, piece.first_key + (piece.last_tile - n) * Tile::keys, piece.batch);
+    at.next();
   }
 
   const AttentionForwardCall& call_;

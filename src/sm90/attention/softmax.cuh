@@ -25,15 +25,17 @@ class RowSoftmax {
 
   /// Products with tile `tile` of the sequence's keys become weights e^(score - shift), not normalised, as their sum is.  Sums of values
   /// so far are to be multiplied with rescale.
-  ///
-  /// \param factor  e4m3: what products with this tile are to be multiplied with
-  __device__ void soften(float (&scores)[count], int tile, float (&rescale)[2], [[maybe_unused]] float factor = 1.0f) {
+  __device__ void soften(float (&scores)[count], int tile, float (&rescale)[2]) {
+    soften(scores, tile, rescale, [] { return 1.0f; });
+  }
+  /// \param of_tile  e4m3: gives what products with this tile are to be multiplied with; asked once
+  template <class Factor>
+  __device__ void soften(float (&scores)[count], int tile, float (&rescale)[2], const Factor& of_tile) {
     const std::int32_t first_key = tile * Tile::keys;
-    if constexpr (plain)
-      hide(scores, first_key);
-    else
-      bias(scores, first_key, factor);
-    if constexpr (exponents) factor_ = factor;
+    if constexpr (plain) hide(scores, first_key);
+    const float factor = of_tile();
+    if constexpr (!plain) bias(scores, first_key, factor);
+    if constexpr (exponents) factor_ = fminf(fmaxf(factor, 1e-30f), 1e30f);  // 0 times the -infinity of a hidden pair is no number
     float greatest[2];
     maxima(scores, greatest);
 #pragma unroll
@@ -136,7 +138,9 @@ class RowSoftmax {
 
   /// Keys outside a row's window get -infinity.
   __device__ void hide(float (&scores)[count], std::int32_t first_key) const {
-    if (first_key >= clear_begin_ && first_key + Tile::keys <= clear_end_) return;
+    // Of the warp's rows; or of the piece's, which are in shared memory: two registers less.
+    const std::int32_t clear_begin = Tile::e4m3 ? piece_.clear_begin : clear_begin_, clear_end = Tile::e4m3 ? piece_.clear_end : clear_end_;
+    if (first_key >= clear_begin && first_key + Tile::keys <= clear_end) return;
     std::int32_t begin[2], end[2];  // columns of the tile
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

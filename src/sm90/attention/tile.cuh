@@ -77,11 +77,12 @@ struct AttentionForwardCall {
 struct AttentionPiece {
   std::int32_t batch;  // -1: there is no more work
   std::int32_t head, key_head;
-  std::int32_t row, rows;              // of the tensors
-  std::int32_t sequence, first_query;  // row's number in it
-  std::int32_t position;               // i' of the first row
-  std::int32_t first_key, keys;        // of the sequence: row of the tensors, number
-  std::int32_t key_tiles, last_tile;   // visited downwards, from this tile of the sequence on
+  std::int32_t row, rows;               // of the tensors
+  std::int32_t sequence, first_query;   // row's number in it
+  std::int32_t position;                // i' of the first row
+  std::int32_t first_key, keys;         // of the sequence: row of the tensors, number
+  std::int32_t key_tiles, last_tile;    // visited downwards, from this tile of the sequence on
+  std::int32_t clear_begin, clear_end;  // keys between them are in the windows of all rows
 };
 
 template <class Tile>

@@ -24,6 +24,9 @@ __device__ inline void pin(float (&d)[Count]) {
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+/// Keeps the compiler from keeping what it worked out from a number: it is worked out again, which takes no register meanwhile.
+__device__ inline void forget(std::uint32_t& number) { asm volatile("" : "+r"(number)); }
+
 /// D = float[N / 2] a thread.  `issue(d, a, b, accumulate)`: A and B in shared memory, the depth along their rows.
 /// accumulate = false overwrites D.
 template <class Element, int N>

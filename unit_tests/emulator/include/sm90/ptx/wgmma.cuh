@@ -20,6 +20,8 @@ void pin(float (&d)[Count]) {
   TributaryTest::Emulator::pin(d);
 }
 
+inline void forget(std::uint32_t&) {}
+
 template <class Element, int N, TributaryTest::Emulator::Operands TheOperands>
 struct EmulatedWgmma {
   using Format                   = TributaryTest::Emulator::Format;
