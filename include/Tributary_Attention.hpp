@@ -4,6 +4,7 @@
 #include <span>
 
 #include "Tributary_Level.hpp"
+#include "Tributary_Quantize.hpp"
 #include "Tributary_Sequences.hpp"
 #include "Tributary_Types.hpp"
 #include "impl/Tributary_Operator.hpp"
@@ -83,6 +84,11 @@ struct AttentionOptions {
   /// query [Sq,Hq,D], key [Sk,Hkv,D], value [Sk,Hkv,Dv] hold sequences one behind another; masks, positions and distances count within
   /// a sequence.  key_keep is then [Sk]; a row of keep and additive_mask is a packed query row, a column a key's number in its sequence.
   PackedSequences sequences = {};
+  /// For float8_e4m3_t, and only for it: finite positive scales, one for each attention_scale_rows neighbouring rows of a head, whatever
+  /// sequence they are in: a stored value times its scale is the value.  quantize_e4m3_heads makes them.
+  ArrayOption<float, 3> query_scale = {};  ///< [B, Hq, ceil(Sq/128)]
+  ArrayOption<float, 3> key_scale   = {};  ///< [B, Hkv, ceil(Sk/128)]
+  ArrayOption<float, 3> value_scale = {};  ///< [B, Hkv, ceil(Sk/128)]
   /// attention_forward only: goes on from this state, as if its keys had come in the same call; out and lse must be other arrays.  The
   /// state has no sink: give it to the call with the last keys, or to the last attention_merge.  What counts positions (see query_offset)
   /// needs query_offset here, even 0: without it positions would count from the end of this call's keys.
@@ -118,11 +124,12 @@ struct AttentionArguments {
   Tensor<const float, 2>        cosine, sine;
   Tensor<const std::int32_t, 2> query_positions, key_positions;
   Tensor<const std::int32_t, 1> cu_seqlens_q, cu_seqlens_k;
+  Tensor<const float, 3>        query_scale, key_scale, value_scale;
 };
 
 struct AttentionForwardArguments {
   AttentionArguments     inputs;
-  ElementType            out_type;  // the query's, or float
+  ElementType            out_type;  // the query's, or float; of e4m3 any but e4m3
   Tensor<void, 4>        out;
   Tensor<float, 3>       lse;
   bool                   has_lse;
@@ -173,7 +180,7 @@ AttentionArguments attention_arguments(std::string_view function, const Query& q
                                        const AttentionOptions& options) {
   check_views<Exec, Query, Key, Value>();
   using Number = typename Query::non_const_value_type;
-  static_assert(Element<Number> && !std::same_as<Number, float8_e4m3_t>, "Tributary: query must be float, bfloat16_t or half_t");
+  static_assert(Element<Number>, "Tributary: query must be float, bfloat16_t, half_t or float8_e4m3_t");
   static_assert(std::same_as<Number, typename Key::non_const_value_type> && std::same_as<Number, typename Value::non_const_value_type>,
                 "Tributary: query, key and value must have the same element type");
   static_assert(Query::rank() == Key::rank() && Query::rank() == Value::rank(), "Tributary: query, key and value must have the same rank");
@@ -193,15 +200,20 @@ AttentionArguments attention_arguments(std::string_view function, const Query& q
           .query_positions = options.rotary.query_positions.template on<Exec>(function, "rotary.query_positions"),
           .key_positions   = options.rotary.key_positions.template on<Exec>(function, "rotary.key_positions"),
           .cu_seqlens_q    = options.sequences.cu_seqlens_q.template on<Exec>(function, "cu_seqlens_q"),
-          .cu_seqlens_k    = options.sequences.cu_seqlens_k.template on<Exec>(function, "cu_seqlens_k")};
+          .cu_seqlens_k    = options.sequences.cu_seqlens_k.template on<Exec>(function, "cu_seqlens_k"),
+          .query_scale     = options.query_scale.template on<Exec>(function, "query_scale"),
+          .key_scale       = options.key_scale.template on<Exec>(function, "key_scale"),
+          .value_scale     = options.value_scale.template on<Exec>(function, "value_scale")};
 }
 
-/// The element type of an output that has the query's type or float.
+/// The element type of an output that has the query's type or float; of e4m3 it may be any other.
 template <class Query, class Out>
 constexpr ElementType attention_out_type() {
-  using Number = typename Out::non_const_value_type;
-  static_assert(std::same_as<Number, typename Query::non_const_value_type> || std::same_as<Number, float>,
+  using Number        = typename Out::non_const_value_type;
+  constexpr bool e4m3 = std::same_as<typename Query::non_const_value_type, float8_e4m3_t>;
+  static_assert(e4m3 || std::same_as<Number, typename Query::non_const_value_type> || std::same_as<Number, float>,
                 "Tributary: out must have the query's element type, or float");
+  static_assert(Element<Number> && !std::same_as<Number, float8_e4m3_t>, "Tributary: out must be float, bfloat16_t or half_t");
   return element_type<Number>();
 }
 
@@ -225,6 +237,8 @@ AttentionBackwardArguments attention_backward_arguments(const Query& query, cons
                                                         const GradKey& grad_key, const GradValue& grad_value,
                                                         const AttentionOptions& options, const AttentionGradients& gradients) {
   constexpr std::string_view f = "attention_backward";
+  static_assert(!std::same_as<typename Query::non_const_value_type, float8_e4m3_t>,
+                "Tributary: attention_backward takes float, bfloat16_t or half_t; float8_e4m3_t is attention_forward's only");
   check_views<Exec, Out, Lse, GradOut, GradQuery, GradKey, GradValue>();
   static_assert(std::same_as<typename Out::non_const_value_type, typename GradOut::non_const_value_type>,
                 "Tributary: out and its gradient must have the same element type");
@@ -258,17 +272,21 @@ std::size_t attention_forward_workspace_size(const Exec& exec, const Query& quer
 /// O = softmax(x) V in one pass over the keys; nothing of size Sq x Sk is held.
 ///
 /// \param exec   execution-space instance; all work is queued on it
-/// \param query  [B, Sq, Hq, D], or [Sq, Hq, D] for one sequence or packed ones; float, bfloat16_t or half_t
+/// \param query  [B, Sq, Hq, D], or [Sq, Hq, D] for one sequence or packed ones; float, bfloat16_t or half_t, or float8_e4m3_t with the
+///               options' scales, which cannot be rotated here
 /// \param key    [B, Sk, Hkv, D] or [Sk, Hkv, D]; Hq is a multiple of Hkv, query head h uses key head h / (Hq/Hkv)
 /// \param value  [B, Sk, Hkv, Dv] or [Sk, Hkv, Dv]
-/// \param out    [B, Sq, Hq, Dv] or [Sq, Hq, Dv], the query's type or float, out; 0 in a row without a legal key
+/// \param out    [B, Sq, Hq, Dv] or [Sq, Hq, Dv], the query's type or float, of float8_e4m3_t float, bfloat16_t or half_t, out; 0 in a row
+///               without a legal key
 /// \param lse    [B, Hq, Sq] or [Hq, Sq] float, out, or std::nullopt: natural log of the denominator without the sink; -infinity in a row
 ///               without a legal key
-/// \param options    masks, biases, rotary embedding, dropout, packed sequences, a state to go on from, level
+/// \param options    masks, biases, rotary embedding, dropout, packed sequences, scales, a state to go on from, level
 /// \param workspace  rank-1 View of std::byte with at least attention_forward_workspace_size bytes.  With it nothing is allocated or
 /// fenced;
 ///               without it the operator allocates one and fences when freeing it
-/// \throws std::invalid_argument on mismatched extents, options out of range, overlapping arrays, unreachable memory, too small a workspace
+/// \throws std::invalid_argument on mismatched extents, options out of range, missing or superfluous scales, overlapping arrays,
+/// unreachable
+///         memory, too small a workspace
 template <ExecutionSpace Exec, Impl::AnyView Query, Impl::AnyView Key, Impl::AnyView Value, Impl::AnyView Out, Impl::OptionalView Lse,
           Impl::WorkspaceView Workspace>
 void attention_forward(const Exec& exec, const Query& query, const Key& key, const Value& value, const Out& out, const Lse& lse,

@@ -68,4 +68,9 @@ void quantize_e4m3(const Values& values, const Quantized& quantized, const Scale
   Tributary::quantize_e4m3(Impl::Space{}, values, quantized, scales, {.level = Level::reference});
 }
 
+template <class Values, class Quantized, class Scales>
+void quantize_e4m3_heads(const Values& values, const Quantized& quantized, const Scales& scales) {
+  Tributary::quantize_e4m3_heads(Impl::Space{}, values, quantized, scales, {.level = Level::reference});
+}
+
 }  // namespace Tributary::Reference

@@ -1,5 +1,6 @@
 #pragma once
 #include <Tributary_Attention.hpp>
+#include <Tributary_Quantize.hpp>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -36,6 +37,8 @@ struct ForwardCall {
   using Heads                   = Array<Element***, Space>;
   static constexpr int products = 2;
 
+  static constexpr ElementType type = element_type<Element>();
+
   Heads                 query, key, value, out;
   Array<float**, Space> lse;
   AttentionOptions      options;
@@ -61,10 +64,51 @@ struct ForwardCall {
   }
 };
 
+/// The same in e4m3: the numbers of a call in bfloat16, quantised, and an output in bfloat16.
+template <class Space>
+struct E4m3ForwardCall {
+  static constexpr int         products = ForwardCall<bfloat16_t, Space>::products;
+  static constexpr ElementType type     = ElementType::float8_e4m3;
+
+  Array<float8_e4m3_t***, Space> query, key, value;
+  Array<float**, Space>          query_scale, key_scale, value_scale, lse;
+  Array<bfloat16_t***, Space>    out;
+  AttentionOptions               options;
+
+  explicit E4m3ForwardCall(const AttentionShape& shape, Level level = Level::automatic) {
+    const ForwardCall<bfloat16_t, Space> full(shape, level);
+    const auto                           quantise = [&](const auto& from, auto& to, auto& scale) {
+      to = output<float8_e4m3_t***, Space>("e4m3", shape.length, shape.heads, shape.head_dim);
+      scale = output<float**, Space>("scale", shape.heads, (shape.length + attention_scale_rows - 1) / attention_scale_rows);
+      quantize_e4m3_heads(Space{}, from, to, scale);
+    };
+    quantise(full.query, query, query_scale);
+    quantise(full.key, key, key_scale);
+    quantise(full.value, value, value_scale);
+    out                 = full.out;
+    lse                 = full.lse;
+    options             = full.options;
+    options.query_scale = query_scale;
+    options.key_scale   = key_scale;
+    options.value_scale = value_scale;
+    Kokkos::fence("Tributary benchmark: quantised");
+  }
+
+  template <class Exec, class... Workspace>
+  void run(const Exec& exec, const Workspace&... workspace) const {
+    attention_forward(exec, query, key, value, out, lse, options, workspace...);
+  }
+  template <class Exec>
+  std::size_t workspace_size(const Exec& exec) const {
+    return attention_forward_workspace_size(exec, query, key, value, out, lse, options);
+  }
+};
+
 /// Arguments of attention_backward; forward must have run.
 template <class Element, class Space = Kokkos::DefaultHostExecutionSpace>
 struct BackwardCall {
-  static constexpr int products = 5;
+  static constexpr int         products = 5;
+  static constexpr ElementType type     = element_type<Element>();
 
   ForwardCall<Element, Space>                 forward;
   typename ForwardCall<Element, Space>::Heads grad_out, grad_query, grad_key, grad_value;

@@ -15,8 +15,8 @@
 // false).
 // Sampled rows are compared with the reference before anything is timed.  Time: a call in short trains after a rest, and sustained_ms: back
 // to back (perf/common/device.hpp).  Counters: TFLOP/s of legal work (forward 4 D, backward 10 D flop a legal pair and head); r, that rate
-// as a fraction of the product of 8192 x 8192 bfloat16 matrices, which is GEMM TFLOP/s, timed by turns with it; peak_bytes beyond inputs
-// and outputs.
+// as a fraction of the product of 8192 x 8192 matrices of the same type, which is GEMM TFLOP/s, timed by turns with it; peak_bytes beyond
+// inputs and outputs.
 
 namespace Tributary::Benchmark {
 
@@ -36,7 +36,7 @@ double run(benchmark::State& state, const Exec& exec, const AttentionShape& shap
     state.counters["peak_bytes"] = static_cast<double>(workspace.size()) + static_cast<double>(meter.peak_bytes());
   }
   require_right(shape, call);
-  const Gemm gemm(exec, ElementType::bfloat16);
+  const Gemm gemm(exec, Call::type);
   gemm();
   const CallsOnDevice calls = train(exec, run_call), products = train(exec, gemm);
   const auto          seconds = measure_by_turns({&calls, &products});
@@ -47,6 +47,11 @@ double run(benchmark::State& state, const Exec& exec, const AttentionShape& shap
 void add_forward(const Exec& exec, const std::string& space, const AttentionShape& shape, Level level) {
   add_device_benchmark({"attention_forward", space, "bfloat16", shape.name(), name_of(level)},
                        [=](benchmark::State& state) { return run(state, exec, shape, ForwardCall<bfloat16_t, Exec>(shape, level)); });
+}
+
+void add_e4m3(const Exec& exec, const std::string& space, const AttentionShape& shape) {
+  add_device_benchmark({"attention_forward", space, "e4m3", shape.name(), name_of(Level::hopper)},
+                       [=](benchmark::State& state) { return run(state, exec, shape, E4m3ForwardCall<Exec>(shape, Level::hopper)); });
 }
 
 void add_cases(const Exec& exec, const std::string& space, const AttentionShape& shape, Level level) {
@@ -72,6 +77,8 @@ void add_attention_device_benchmarks(const Exec& exec, const std::string& space)
   };
   for (const std::int64_t head_dim : {64, 128, 256})
     for (const bool causal : {false, true}) add_cases(exec, space, shape(head_dim, causal), Level::hopper);
+  for (const std::int64_t head_dim : {64, 128})
+    for (const bool causal : {false, true}) add_e4m3(exec, space, shape(head_dim, causal));
   for (const bool causal : {false, true}) add_cases(exec, space, shape(128, causal), Level::portable);
   // Multi-query heads of 512 numbers, with a sliding window and with every key; values of their own, or the keys.
   for (const std::int64_t heads : {64, 128})

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <tuple>
 
 #include "common/check.hpp"
 
@@ -162,6 +163,24 @@ void check_dropout(std::string_view f, const AttentionArguments& in, std::int64_
           "{}: dropout with {} sequences of {} heads, expected fewer than 2^32 heads in all", f, sequences, in.query.extents[2]);
 }
 
+// Scales of e4m3, one a block of rows.
+void check_scales(std::string_view f, const AttentionArguments& in) {
+  const AttentionOptions& options              = *in.options;
+  const auto [batch, queries, heads, head_dim] = in.query.extents;
+  const bool e4m3                              = in.type == ElementType::float8_e4m3;
+  for (const auto& [name, option, scale, rows, row_heads] :
+       {std::tuple{"query_scale", &options.query_scale, &in.query_scale, queries, heads},
+        std::tuple{"key_scale", &options.key_scale, &in.key_scale, in.key.extents[1], in.key.extents[2]},
+        std::tuple{"value_scale", &options.value_scale, &in.value_scale, in.key.extents[1], in.key.extents[2]}}) {
+    require(!e4m3 || option->given(), "{}: float8_e4m3 inputs need {}", f, name);
+    require(e4m3 || !option->given(), "{}: {} goes with float8_e4m3 inputs only", f, name);
+    if (e4m3) require_extents(f, name, *scale, {batch, row_heads, (rows + attention_scale_rows - 1) / attention_scale_rows});
+  }
+  // A rotated value can pass what its block's scale leaves room for.
+  require(!e4m3 || options.rotary.dims == 0, "{}: rotary embedding does not go with float8_e4m3 inputs; rotate before they are quantised",
+          f);
+}
+
 using NamedSpan = std::pair<std::string_view, ByteSpan>;
 
 void check_overlaps(std::string_view f, const AttentionArguments& in, std::initializer_list<NamedSpan> outputs) {
@@ -179,7 +198,10 @@ void check_overlaps(std::string_view f, const AttentionArguments& in, std::initi
                               {"rotary.query_positions", byte_span(in.query_positions, sizeof(std::int32_t))},
                               {"rotary.key_positions", byte_span(in.key_positions, sizeof(std::int32_t))},
                               {"cu_seqlens_q", byte_span(in.cu_seqlens_q, sizeof(std::int32_t))},
-                              {"cu_seqlens_k", byte_span(in.cu_seqlens_k, sizeof(std::int32_t))}};
+                              {"cu_seqlens_k", byte_span(in.cu_seqlens_k, sizeof(std::int32_t))},
+                              {"query_scale", byte_span(in.query_scale, sizeof(float))},
+                              {"key_scale", byte_span(in.key_scale, sizeof(float))},
+                              {"value_scale", byte_span(in.value_scale, sizeof(float))}};
   for (auto output = outputs.begin(); output != outputs.end(); ++output) {
     for (const auto& [name, span] : inputs) require_disjoint(f, output->first, output->second, name, span);
     for (auto other = outputs.begin(); other != output; ++other)
@@ -238,11 +260,15 @@ std::pair<AttentionProblem, RotaryProblem> check_attention(std::string_view func
   check_biases(function, in, sequences);
   check_rotary(function, in);
   check_dropout(function, in, sequences);
+  check_scales(function, in);
   check_overlaps(function, in, outputs);
 
   const AttentionOptions& options              = *in.options;
   const auto [batch, queries, heads, head_dim] = in.query.extents;
-  const double           dropped               = options.dropout.probability;
+  const double dropped                         = options.dropout.probability;
+  const auto   scales                          = [](const Tensor<const float, 3>& scale) {
+    return BlockScales{.data = scale.data, .strides = {scale.strides[0], scale.strides[1]}};
+  };
   const AttentionProblem problem{
       .type          = in.type,
       .batch         = batch,
@@ -258,6 +284,9 @@ std::pair<AttentionProblem, RotaryProblem> check_attention(std::string_view func
       .query_strides = {in.query.strides[0], in.query.strides[1], in.query.strides[2]},
       .key_strides   = {in.key.strides[0], in.key.strides[1], in.key.strides[2]},
       .value_strides = {in.value.strides[0], in.value.strides[1], in.value.strides[2]},
+      .query_scale   = scales(in.query_scale),
+      .key_scale     = scales(in.key_scale),
+      .value_scale   = scales(in.value_scale),
       .scale         = options.scale ? *options.scale : static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim))),
       .softcap       = options.softcap,
       // beyond the distance of any two positions, and sums with one still fit

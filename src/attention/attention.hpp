@@ -22,6 +22,20 @@ struct RotaryProblem {
   std::int64_t        query_position_stride = 0, key_position_stride = 0;   // of the batch
 };
 
+/// Scales of blocks of a tensor's rows; none where the element type has none.
+struct BlockScales {
+  const float* data = nullptr;
+  std::int64_t strides[2]{};  // batch, head
+
+  KOKKOS_INLINE_FUNCTION const float* of_head(std::int64_t batch, std::int64_t head) const {
+    return data + batch * strides[0] + head * strides[1];
+  }
+  /// Of a row, which counts from the tensor's first.
+  KOKKOS_INLINE_FUNCTION float of(std::int64_t batch, std::int64_t row, std::int64_t head) const {
+    return of_head(batch, head)[row / attention_scale_rows];
+  }
+};
+
 /// Attention's inputs as kernels and reference see them: checked, defaults filled in.
 struct AttentionProblem {
   ElementType  type;
@@ -29,6 +43,7 @@ struct AttentionProblem {
   std::int32_t heads, key_heads, head_dim, value_dim;
   const void * query, *key, *value;
   std::int64_t query_strides[3], key_strides[3], value_strides[3];  // batch, row, head
+  BlockScales  query_scale, key_scale, value_scale;
 
   float        scale, softcap;  // softcap 0: none
   std::int64_t left, right;     // i' - left <= j <= i' + right; -1: no limit; causal is folded in

@@ -127,9 +127,10 @@ struct AttentionForwardFunctor {
       next                       = (tile / plan.tile + 1) * plan.tile;
       const std::int64_t count   = (end < next ? end : next) - tile;
       const std::int64_t key_row = s.first_key + tile;
-      Pack::transposed(team, key_rows<Element>(p, p.key, p.key_strides, s.batch, key_row, key_head, count), count, p.head_dim, slot.key);
-      Pack::straight(team, key_rows<Element>(p, p.value, p.value_strides, s.batch, key_row, key_head, count), count, count, p.value_dim,
-                     plan.tile, slot.value);
+      Pack::transposed(team, key_rows<Element>(p, p.key, p.key_strides, s.batch, key_row, key_head, count, p.key_scale), count, p.head_dim,
+                       slot.key);
+      Pack::straight(team, key_rows<Element>(p, p.value, p.value_strides, s.batch, key_row, key_head, count, p.value_scale), count, count,
+                     p.value_dim, plan.tile, slot.value);
       team.team_barrier();
       const std::int64_t left = end - next, coming = left < 0 ? 0 : (left < plan.tile ? left : plan.tile);
       const auto keys = ComingRows::of(head_rows<Element>(p.key, p.key_strides, s.batch, key_row + count, key_head, 1), coming, p.head_dim);
@@ -266,8 +267,8 @@ struct AttentionForwardFunctor {
       if (slot.row_max[r] != 0.0f)
         value += slot.row_max[r] * output.previous_out[s.batch * output.previous_out_strides[0] + i.row * output.previous_out_strides[1] +
                                                        i.head * output.previous_out_strides[2] + c];
-      store_as<Element>(output.out_is_float, output.out,
-                        s.batch * output.out_strides[0] + i.row * output.out_strides[1] + i.head * output.out_strides[2] + c, value);
+      store_out<Element>(output.out_type, output.out,
+                         s.batch * output.out_strides[0] + i.row * output.out_strides[1] + i.head * output.out_strides[2] + c, value);
     });
   }
 };
@@ -296,7 +297,7 @@ AttentionForwardOutput forward_output(const AttentionForwardArguments& a) {
   const bool goes_on = a.inputs.options->previous.lse.given();
   return {.out                  = a.out.data,
           .lse                  = a.has_lse ? a.lse.data : nullptr,
-          .out_is_float         = a.out_type == ElementType::float32,
+          .out_type             = a.out_type,
           .out_strides          = {a.out.strides[0], a.out.strides[1], a.out.strides[2]},
           .lse_strides          = {a.lse.strides[0], a.lse.strides[1]},
           .previous_out         = goes_on ? a.previous_out.data : nullptr,
@@ -310,8 +311,8 @@ Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryPr
   const Level wanted    = arguments.inputs.options->level;
   std::string no_hopper = no_sm90;
   if constexpr (has_sm90<Exec>) no_hopper = SM90::no_attention_forward(exec, problem, rotary, arguments);
-  // Longer heads take it when the call names it: `automatic` will once the tests of their kernel have passed on a device.
-  if (wanted == Level::automatic && SM90::is_wide(problem)) no_hopper = no_sm90;
+  // Longer heads and e4m3 take it when the call names it: `automatic` will once the tests of their kernels have passed on a device.
+  if (wanted == Level::automatic && (SM90::is_wide(problem) || problem.type == ElementType::float8_e4m3)) no_hopper = no_sm90;
   return choose_level("attention_forward", wanted, host_memory<Exec>, no_hopper);
 }
 
@@ -341,27 +342,25 @@ void attention_forward(const Exec& exec, const AttentionForwardArguments& argume
   }
   const std::size_t size = attention_forward_workspace_size(exec, arguments);
   visit_element_type(checked.first.type, [&]<class Element>(std::type_identity<Element>) {
-    if constexpr (!std::is_same_v<Element, float8_e4m3_t>) {
-      AttentionProblem p = checked.first;
-      WorkspaceLayout  layout(workspace_base("attention_forward", workspace, size));
-      if constexpr (has_sm90<Exec>)
-        if (level == Level::hopper) {
-          const HopperForwardCall<Exec, Element> call(exec, p, checked.second, layout);
-          if (log_enabled()) log("attention_forward: Hopper level, " + std::to_string(call.plan.teams) + " teams");
-          call.preparation.run(exec, p, checked.second);
-          return SM90::attention_forward(exec, p, {call.preparation.buckets}, call.plan, forward_output(arguments));
-        }
-      const ForwardCall<Exec, Element> call(exec, p, checked.second, layout);
-      if (log_enabled())
-        log("attention_forward: portable level, blocks of " + std::to_string(call.plan.group) + " heads x " +
-            std::to_string(call.plan.queries) + " queries, tiles of " + std::to_string(call.plan.tile) + " keys");
-      call.preparation.run(exec, p, checked.second);
-      const std::int64_t workers = std::min(call.plan.workers, p.batch * p.key_heads * call.plan.blocks);
-      if (workers == 0) return;
-      Kokkos::parallel_for(
-          "Tributary::attention_forward::portable", WorkerPolicy<Exec>(exec, static_cast<int>(workers), team_size<Exec>),
-          AttentionForwardFunctor<Exec, Element>{p, call.plan, {call.preparation.buckets}, call.slots, forward_output(arguments)});
-    }
+    AttentionProblem p = checked.first;
+    WorkspaceLayout  layout(workspace_base("attention_forward", workspace, size));
+    if constexpr (has_sm90<Exec>)
+      if (level == Level::hopper) {
+        const HopperForwardCall<Exec, Element> call(exec, p, checked.second, layout);
+        if (log_enabled()) log("attention_forward: Hopper level, " + std::to_string(call.plan.teams) + " teams");
+        call.preparation.run(exec, p, checked.second);
+        return SM90::attention_forward(exec, p, {call.preparation.buckets}, call.plan, forward_output(arguments));
+      }
+    const ForwardCall<Exec, Element> call(exec, p, checked.second, layout);
+    if (log_enabled())
+      log("attention_forward: portable level, blocks of " + std::to_string(call.plan.group) + " heads x " +
+          std::to_string(call.plan.queries) + " queries, tiles of " + std::to_string(call.plan.tile) + " keys");
+    call.preparation.run(exec, p, checked.second);
+    const std::int64_t workers = std::min(call.plan.workers, p.batch * p.key_heads * call.plan.blocks);
+    if (workers == 0) return;
+    Kokkos::parallel_for(
+        "Tributary::attention_forward::portable", WorkerPolicy<Exec>(exec, static_cast<int>(workers), team_size<Exec>),
+        AttentionForwardFunctor<Exec, Element>{p, call.plan, {call.preparation.buckets}, call.slots, forward_output(arguments)});
   });
 }
 

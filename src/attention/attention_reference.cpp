@@ -62,13 +62,9 @@ class HeadOfSequence {
   HeadOfSequence(const AttentionProblem& problem, const RotaryProblem& rotary, const Segment& segment, std::int32_t head)
       : p_(problem), rotary_(rotary), segment_(segment), head_(head) {
     for (std::int64_t j = 0; j < segment.keys; ++j) {
-      const std::int64_t row = segment.first_key + j;
-      keys.push_back(read(p_.type, p_.key,
-                          segment.batch * p_.key_strides[0] + row * p_.key_strides[1] + p_.key_head(head) * p_.key_strides[2],
-                          p_.head_dim));
-      values.push_back(read(p_.type, p_.value,
-                            segment.batch * p_.value_strides[0] + row * p_.value_strides[1] + p_.key_head(head) * p_.value_strides[2],
-                            p_.value_dim));
+      const std::int64_t row = segment.first_key + j, key_head = p_.key_head(head);
+      keys.push_back(read_row(p_.key, p_.key_strides, p_.key_scale, row, key_head, p_.head_dim));
+      values.push_back(read_row(p_.value, p_.value_strides, p_.value_scale, row, key_head, p_.value_dim));
       rotate(key_position(j), keys.back());
     }
     if (p_.relative_bias != nullptr)
@@ -78,9 +74,7 @@ class HeadOfSequence {
   std::vector<Numbers> keys, values;  // keys rotated
 
   Numbers query(std::int64_t i) const {
-    const std::int64_t row = segment_.row + i;
-    Numbers q = read(p_.type, p_.query, segment_.batch * p_.query_strides[0] + row * p_.query_strides[1] + head_ * p_.query_strides[2],
-                     p_.head_dim);
+    Numbers q = read_row(p_.query, p_.query_strides, p_.query_scale, segment_.row + i, head_, p_.head_dim);
     rotate(query_position(i), q);
     return q;
   }
@@ -141,7 +135,17 @@ class HeadOfSequence {
   const std::int32_t        head_;
   std::vector<std::int32_t> first_distances_;
 
+  /// A row of a tensor, times its scale.
+  Numbers read_row(const void* data, const std::int64_t (&strides)[3], const BlockScales& scales, std::int64_t row, std::int64_t head,
+                   std::int64_t count) const {
+    Numbers numbers = read(p_.type, data, segment_.batch * strides[0] + row * strides[1] + head * strides[2], count);
+    if (scales.data != nullptr)
+      for (double& number : numbers) number *= static_cast<double>(scales.of(segment_.batch, row, head));
+    return numbers;
+  }
+
   void rotate(std::int64_t position, Numbers& row) const {
+    if (rotary_.dims == 0) return;
     turn(rotary_, position, false, row);
     for (double& number : row) number = rounded(p_.type, number);
   }

@@ -69,20 +69,32 @@ struct HeadRows {
   // A factor for each row besides; null: none.  The heads' lie a stride apart.
   const float* row_factors       = nullptr;
   std::int64_t row_factor_stride = 0;
+  // Scales, and where in their tensor the rows begin.
+  BlockScales  scales     = {};
+  std::int64_t batch      = 0;
+  std::int64_t first_row  = 0;
+  std::int64_t first_head = 0;
 
   KOKKOS_INLINE_FUNCTION PackedRow<Element> row(std::int64_t r, std::int64_t count) const {
     if (r >= count || (keep != nullptr && keep[r] == 0)) return {nullptr, 0.0f};
     const std::int64_t head = r / per_head, in_head = r % per_head;
-    return {data + head * head_stride + in_head * row_stride,
-            row_factors == nullptr ? factor : factor * row_factors[head * row_factor_stride + in_head]};
+    float              of_row = row_factors == nullptr ? factor : factor * row_factors[head * row_factor_stride + in_head];
+    if constexpr (std::is_same_v<Element, float8_e4m3_t>) of_row *= scales.of(batch, first_row + in_head, first_head + head);
+    return {data + head * head_stride + in_head * row_stride, of_row};
   }
 };
 
 template <class Element>
 KOKKOS_INLINE_FUNCTION HeadRows<Element> head_rows(const void* data, const std::int64_t (&strides)[3], std::int64_t batch, std::int64_t row,
-                                                   std::int64_t head, std::int64_t per_head) {
+                                                   std::int64_t head, std::int64_t per_head, const BlockScales& scales = {}) {
   HeadRows<Element> rows{static_cast<const Element*>(data) + batch * strides[0] + row * strides[1] + head * strides[2], strides[1],
                          strides[2], per_head};
+  if constexpr (std::is_same_v<Element, float8_e4m3_t>) {
+    rows.scales     = scales;
+    rows.batch      = batch;
+    rows.first_row  = row;
+    rows.first_head = head;
+  }
   return rows;
 }
 
@@ -90,7 +102,7 @@ KOKKOS_INLINE_FUNCTION HeadRows<Element> head_rows(const void* data, const std::
 template <class Element>
 KOKKOS_INLINE_FUNCTION HeadRows<Element> query_rows(const AttentionProblem& p, std::int64_t batch, std::int64_t row, std::int64_t head,
                                                     std::int64_t per_head) {
-  auto rows   = head_rows<Element>(p.query, p.query_strides, batch, row, head, per_head);
+  auto rows   = head_rows<Element>(p.query, p.query_strides, batch, row, head, per_head, p.query_scale);
   rows.factor = p.scale;
   return rows;
 }
@@ -98,8 +110,9 @@ KOKKOS_INLINE_FUNCTION HeadRows<Element> query_rows(const AttentionProblem& p, s
 /// Rows of one key head, without those that key_keep hides.
 template <class Element>
 KOKKOS_INLINE_FUNCTION HeadRows<Element> key_rows(const AttentionProblem& p, const void* data, const std::int64_t (&strides)[3],
-                                                  std::int64_t batch, std::int64_t row, std::int64_t head, std::int64_t count) {
-  auto rows = head_rows<Element>(data, strides, batch, row, head, count > 0 ? count : 1);
+                                                  std::int64_t batch, std::int64_t row, std::int64_t head, std::int64_t count,
+                                                  const BlockScales& scales = {}) {
+  auto rows = head_rows<Element>(data, strides, batch, row, head, count > 0 ? count : 1, scales);
   if (p.key_keep != nullptr) rows.keep = p.key_keep + batch * p.key_keep_stride + row;
   return rows;
 }
@@ -299,8 +312,8 @@ class DropoutRow {
 /// Where the forward pass writes, and the state that it goes on from.
 struct AttentionForwardOutput {
   void*        out;
-  float*       lse;  // null: not wanted
-  bool         out_is_float;
+  float*       lse;                             // null: not wanted
+  ElementType  out_type;                        // the query's or float; of e4m3 any but e4m3
   std::int64_t out_strides[3], lse_strides[2];  // batch, row, head; batch, head
   const float *previous_out, *previous_lse;     // null: none
   std::int64_t previous_out_strides[3], previous_lse_strides[2];
@@ -337,7 +350,20 @@ KOKKOS_INLINE_FUNCTION AttentionRowFactors finish_row(const AttentionProblem& p,
   return factors;
 }
 
-/// Writes a float as the element type that an output turned out to have.
+/// Writes a float as the type that the output of attention over Elements turned out to have.
+template <class Element>
+KOKKOS_INLINE_FUNCTION void store_out(ElementType type, void* to, std::int64_t offset, float value) {
+  if (type == ElementType::float32)
+    static_cast<float*>(to)[offset] = value;
+  else if constexpr (!std::is_same_v<Element, float8_e4m3_t>)
+    static_cast<Element*>(to)[offset] = static_cast<Element>(value);
+  else if (type == ElementType::bfloat16)
+    static_cast<bfloat16_t*>(to)[offset] = static_cast<bfloat16_t>(value);
+  else
+    static_cast<half_t*>(to)[offset] = static_cast<half_t>(value);
+}
+
+/// Writes a float as the element type that a gradient turned out to have.
 template <class Element>
 KOKKOS_INLINE_FUNCTION void store_as(bool as_float, void* to, std::int64_t offset, float value) {
   if (as_float)

@@ -41,6 +41,7 @@ struct AttentionCase {
   std::vector<std::int32_t>             cu_seqlens_q, cu_seqlens_k;
   std::optional<Array<float, 4>>        previous_out;
   std::optional<Array<float, 3>>        previous_lse;
+  std::optional<Array<float, 3>>        query_scale, key_scale, value_scale;  // of e4m3
 
   explicit AttentionCase(const AttentionShape& shape)
       : query({shape.batch, shape.queries, shape.heads, shape.head_dim}),
@@ -100,6 +101,9 @@ class AttentionCall {
     give(options.rotary.key_positions, in.key_positions);
     give(options.previous.out, in.previous_out);
     give(options.previous.lse, in.previous_lse);
+    give(options.query_scale, in.query_scale);
+    give(options.key_scale, in.key_scale);
+    give(options.value_scale, in.value_scale);
     if (in.cu_seqlens_q.empty()) return;
     give(options.sequences.cu_seqlens_q, std::optional(row(in.cu_seqlens_q)));
     give(options.sequences.cu_seqlens_k, std::optional(row(in.cu_seqlens_k)));

@@ -19,9 +19,9 @@ struct FormulaInputs {
 
   template <class Element>
   explicit FormulaInputs(const AttentionCase<Element>& in)
-      : query(converted(in.query)),
-        key(converted(in.key)),
-        value(converted(in.value)),
+      : query(converted(in.query, in.query_scale)),
+        key(converted(in.key, in.key_scale)),
+        value(converted(in.value, in.value_scale)),
         additive_mask(converted(in.additive_mask.value_or(Array<float, 4>{}))),
         alibi_slopes(converted(in.alibi_slopes.value_or(Array<float, 2>{}))),
         relative_bias(converted(in.relative_bias.value_or(Array<float, 2>{}))),
@@ -32,6 +32,17 @@ struct FormulaInputs {
   static Array<Real, Rank> converted(const Array<T, Rank>& from) {
     Array<Real, Rank> to(from.extents);
     for (std::size_t n = 0; n < from.values.size(); ++n) to.values[n] = static_cast<Real>(static_cast<float>(from.values[n]));
+    return to;
+  }
+  /// [batch, row, head, component] times [batch, head, row / 128], where there are scales.
+  template <class T>
+  static Array<Real, 4> converted(const Array<T, 4>& from, const std::optional<Array<float, 3>>& scale) {
+    auto to                              = converted(from);
+    const auto [batch, rows, heads, dim] = to.extents;
+    for (std::int64_t b = 0; b < batch && scale; ++b)
+      for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t h = 0; h < heads; ++h)
+          for (std::int64_t d = 0; d < dim; ++d) to(b, r, h, d) *= static_cast<Real>((*scale)(b, h, r / 128));
     return to;
   }
 };
@@ -78,9 +89,9 @@ inline std::int64_t t5_bucket(std::int64_t relative, std::int64_t buckets, std::
   return bucket + std::min(single + static_cast<std::int64_t>(share + 1e-9), buckets - 1);
 }
 
-/// Real is the type of all sums, Element the one that rotated values are rounded to, Stored the one of every other intermediate; double:
-/// not rounded.
-template <class Real, class Element, class Stored>
+/// Real is the type of all sums, Element the one that rotated values are rounded to, Weight the one of the forward pass's weights, Stored
+/// the one of every other intermediate; double: not rounded.
+template <class Real, class Element, class Stored, class Weight = Stored>
 class Formula {
  public:
   template <class InputElement>
@@ -106,7 +117,7 @@ class Formula {
         result.lse(s.batch, h, s.first_query + i) = lse;
         for (std::int64_t j = 0; j < s.keys; ++j) {
           if (x[static_cast<std::size_t>(j)] == -infinity) continue;
-          const Real p = stored(std::exp(x[static_cast<std::size_t>(j)] - with_sink(lse, h))) * kept(s, h, i, j);
+          const Real p = weight(x[static_cast<std::size_t>(j)], most, with_sink(lse, h)) * kept(s, h, i, j);
           for (std::int64_t d = 0; d < shape_.value_dim; ++d)
             result.out(s.batch, s.first_query + i, h, d) += p * n_.value(s.batch, s.first_key + j, key_head(h), d);
         }
@@ -181,6 +192,14 @@ class Formula {
       return static_cast<Real>(static_cast<float>(To(static_cast<float>(value))));
   }
   static Real stored(Real value) { return rounded_to<Stored>(value); }
+
+  /// e^(x - lse); in e4m3, whose numbers end at 2^-9, before the division by the sum, the greatest one as 2^8.
+  static Real weight(Real x, Real most, Real lse) {
+    if constexpr (std::is_same_v<Weight, float8_e4m3_t>)
+      return rounded_to<Weight>(256 * std::exp(x - most)) / 256 * std::exp(most - lse);
+    else
+      return rounded_to<Weight>(std::exp(x - lse));
+  }
 
   std::int64_t key_head(std::int64_t h) const { return h / (shape_.heads / shape_.key_heads); }
 

@@ -12,9 +12,12 @@ AttentionData::AttentionData(const EmulatedOptions& options, Random& random)
       query_strides(o.layout, o.batch, o.queries, o.heads, o.head_dim),
       key_strides(o.layout, o.batch, o.keys, o.key_heads, o.head_dim),
       value_strides(o.layout, o.batch, o.keys, o.key_heads, o.shared_values ? o.head_dim : o.value_dim),
-      query(query_strides.size),
-      key(key_strides.size),
-      own_value(o.shared_values ? 0 : value_strides.size),
+      query_scale(o, o.queries, o.heads, random),
+      key_scale(o, o.keys, o.key_heads, random),
+      value_scale(o, o.keys, o.key_heads, random),
+      query(o.e4m3(), query_strides.size),
+      key(o.e4m3(), key_strides.size),
+      own_value(o.e4m3(), o.shared_values ? 0 : value_strides.size),
       value(o.shared_values ? key : own_value),
       key_keep(o.key_keep ? o.batch * o.keys : 0),
       keep(o.keep ? o.queries * o.keys : 0),
@@ -25,9 +28,9 @@ AttentionData::AttentionData(const EmulatedOptions& options, Random& random)
       bucket(2 * max_distance + 1),
       cu_seqlens_q(o.sequences + 1),
       cu_seqlens_k(o.sequences + 1) {
-  fill(query, query_strides, o.queries, o.heads, o.head_dim, o.sharpness, 0, random);
-  fill(key, key_strides, o.keys, o.key_heads, o.head_dim, 1, 0, random);
-  if (!o.shared_values) fill(value, value_strides, o.keys, o.key_heads, o.value_dim, 1, 0.25f, random);
+  fill(query, query_strides, o.queries, o.heads, o.head_dim, o.sharpness, 0, random, &query_scale);
+  fill(key, key_strides, o.keys, o.key_heads, o.head_dim, 1, 0, random, &key_scale);
+  if (!o.shared_values) fill(own_value, value_strides, o.keys, o.key_heads, o.value_dim, 1, 0.25f, random, &value_scale);
   AttentionProblem& p = problem;
   p.type              = o.type;
   p.batch             = o.batch;
@@ -43,6 +46,11 @@ AttentionData::AttentionData(const EmulatedOptions& options, Random& random)
   std::copy_n(query_strides.of, 3, p.query_strides);
   std::copy_n(key_strides.of, 3, p.key_strides);
   std::copy_n(value_strides.of, 3, p.value_strides);
+  if (o.e4m3()) {
+    p.query_scale = query_scale.in_problem();
+    p.key_scale   = key_scale.in_problem();
+    p.value_scale = value_scale.in_problem();
+  }
   p.scale          = static_cast<float>(1 / std::sqrt(static_cast<double>(o.head_dim)));
   p.softcap        = o.softcap;
   p.left           = o.left;
@@ -140,7 +148,7 @@ AttentionData::Row AttentionData::row_of(int b, int i, int h) const {
   const Sequence&    s        = row.sequence;
   const int          number   = i - s.first_query;
   const std::int64_t position = number + (o.offsets ? problem.query_offset - problem.key_offset : s.keys - s.queries);
-  const auto         q        = this->row(query, query_strides.at(b, i, h), o.head_dim);
+  const auto         q        = query_row(b, i, h);
   double             most = -infinity, sum = 0;
   for (int j = 0; j < s.keys; ++j) {
     const int  at     = s.first_key + j;
@@ -149,7 +157,7 @@ AttentionData::Row AttentionData::row_of(int b, int i, int h) const {
     double score = -infinity, slope = 1, factor = 1;
     if (!hidden) {
       score        = 0;
-      const auto k = this->row(key, key_strides.at(b, at, key_head(h)), o.head_dim);
+      const auto k = key_row(b, at, key_head(h));
       for (std::size_t d = 0; d < k.size(); ++d) score += q[d] * k[d];
       score *= problem.scale;
       if (o.softcap > 0) {

@@ -28,7 +28,7 @@ struct Strides {
   std::int64_t size;
 
   Strides(Layout layout, std::int64_t batch, std::int64_t rows, std::int64_t heads, std::int64_t columns) {
-    const std::int64_t pitch = layout == Layout::padded ? (columns + 7) / 8 * 8 + 8 : columns;
+    const std::int64_t pitch = layout == Layout::padded ? (columns + 15) / 16 * 16 + 16 : columns;
     if (layout == Layout::heads_outside)
       std::copy_n(std::initializer_list<std::int64_t>{heads * rows * pitch, pitch, rows * pitch}.begin(), 3, of);
     else
@@ -50,7 +50,12 @@ struct EmulatedOptions {
   bool        shared_values = false;  // rows of values are the beginnings of rows of keys
   float       softcap = 0, dropout = 0, sharpness = 1;
   Layout      layout     = Layout::dense;
-  int         processors = 2, section = 0;  // section 0: the plan's
+  int         processors = 2, section = 0;           // section 0: the plan's
+  bool        exact        = false;                  // e4m3: whole numbers, scales that are powers of 2, equal weights (with sharpness 0)
+  ElementType short_output = ElementType::bfloat16;  // of e4m3
+
+  bool        e4m3() const { return type == ElementType::float8_e4m3; }
+  ElementType out_type() const { return float_output ? ElementType::float32 : (e4m3() ? short_output : type); }
 
   /// dims: what head_dim and value_dim may be.
   static EmulatedOptions any(Random& random, const std::vector<std::pair<int, int>>& dims, const std::vector<int>& lengths) {
@@ -88,11 +93,11 @@ struct EmulatedOptions {
 };
 
 inline void PrintTo(const EmulatedOptions& o, std::ostream* out) {
-  *out << (o.type == ElementType::bfloat16 ? "bfloat16" : "half") << " batch " << o.batch << " queries " << o.queries << " keys " << o.keys
-       << " heads " << o.heads << "/" << o.key_heads << " dims " << o.head_dim << "/" << o.value_dim << " window " << o.left << "/"
-       << o.right << " sequences " << o.sequences << " key_keep " << o.key_keep << " keep " << o.keep << " additive " << o.additive_mask
-       << " alibi " << o.alibi << " bias " << o.relative_bias << " sink " << o.sink << " offsets " << o.offsets << " float "
-       << o.float_output << " previous " << o.previous << " softcap " << o.softcap << " dropout " << o.dropout << " sharpness "
+  *out << (o.e4m3() ? "e4m3" : (o.type == ElementType::bfloat16 ? "bfloat16" : "half")) << " batch " << o.batch << " queries " << o.queries
+       << " keys " << o.keys << " heads " << o.heads << "/" << o.key_heads << " dims " << o.head_dim << "/" << o.value_dim << " window "
+       << o.left << "/" << o.right << " sequences " << o.sequences << " key_keep " << o.key_keep << " keep " << o.keep << " additive "
+       << o.additive_mask << " alibi " << o.alibi << " bias " << o.relative_bias << " sink " << o.sink << " offsets " << o.offsets
+       << " float " << o.float_output << " previous " << o.previous << " softcap " << o.softcap << " dropout " << o.dropout << " sharpness "
        << o.sharpness << " shared " << o.shared_values << " layout " << static_cast<int>(o.layout) << " processors " << o.processors
        << " section " << o.section;
 }
@@ -104,34 +109,63 @@ class AttentionData {
 
   AttentionData(const EmulatedOptions& options, Random& random);
 
-  EmulatedOptions                    o;
-  Strides                            query_strides, key_strides, value_strides;
-  GuardedArray<std::uint16_t>        query, key, own_value;
-  const GuardedArray<std::uint16_t>& value;  // own_value or key
-  GuardedArray<std::uint8_t>         key_keep, keep;
-  GuardedArray<float>                additive_mask, alibi, relative_bias, sink;
-  GuardedArray<std::int32_t>         bucket, cu_seqlens_q, cu_seqlens_k;
-  AttentionProblem                   problem{};
+  /// Scales of blocks of rows, for e4m3.
+  struct Scales {
+    GuardedArray<float> of;  // [batch, head, block]
+    int                 heads = 0, blocks = 0;
 
-  /// Largest relative error of rounding to the element type; the smallest step above zero that matters.
-  double unit() const { return o.type == ElementType::bfloat16 ? 0x1p-8 : 0x1p-11; }
-  double tiny() const { return o.type == ElementType::bfloat16 ? 0 : 0x1p-25; }
+    Scales(const EmulatedOptions& o, int rows, int of_heads, Random& random)
+        : of(o.e4m3() ? std::int64_t{o.batch} * of_heads * ((rows + 127) / 128) : 0), heads(of_heads), blocks((rows + 127) / 128) {
+      for (float& scale : of)
+        scale = o.exact ? std::exp2(static_cast<float>(random.below(4))) : std::exp2(static_cast<float>(-4 - 3 * random.uniform()));
+    }
+    Tributary::Impl::BlockScales in_problem() const { return {of.data(), {std::int64_t{heads} * blocks, blocks}}; }
+    float at(int b, int row, int h) const { return of.begin() == of.end() ? 1.0f : of[(std::int64_t{b} * heads + h) * blocks + row / 128]; }
+  };
 
+  EmulatedOptions            o;
+  Strides                    query_strides, key_strides, value_strides;
+  Scales                     query_scale, key_scale, value_scale;
+  ElementArray               query, key, own_value;
+  const ElementArray&        value;  // own_value or key
+  GuardedArray<std::uint8_t> key_keep, keep;
+  GuardedArray<float>        additive_mask, alibi, relative_bias, sink;
+  GuardedArray<std::int32_t> bucket, cu_seqlens_q, cu_seqlens_k;
+  AttentionProblem           problem{};
+
+  /// Largest relative error of rounding weights to the element type; the smallest step above zero that matters: weights of e4m3 are
+  /// rounded 2^8 times as large.
+  double unit() const { return o.exact ? 0 : unit_of(o.type); }
+  double tiny() const { return o.exact || o.type == ElementType::bfloat16 ? 0 : (o.e4m3() ? 0x1p-18 : 0x1p-25); }
+
+  static double unit_of(ElementType type) {
+    return type == ElementType::bfloat16 ? 0x1p-8 : (type == ElementType::float8_e4m3 ? 0x1p-4 : 0x1p-11);
+  }
   std::uint16_t bits(float number) const {
+    if (o.e4m3()) return Tributary::float8_e4m3_t(number).bits;
     return o.type == ElementType::bfloat16 ? Tributary::bfloat16_t(number).bits : Tributary::half_t(number).bits;
   }
-  double number(std::uint16_t bits) const {
-    if (o.type == ElementType::bfloat16) return static_cast<float>(std::bit_cast<Tributary::bfloat16_t>(bits));
+  static double number(ElementType type, std::uint16_t bits) {
+    if (type == ElementType::float8_e4m3)
+      return static_cast<float>(std::bit_cast<Tributary::float8_e4m3_t>(static_cast<std::uint8_t>(bits)));
+    if (type == ElementType::bfloat16) return static_cast<float>(std::bit_cast<Tributary::bfloat16_t>(bits));
     return static_cast<float>(std::bit_cast<Tributary::half_t>(bits));
   }
-  /// What a kernel stored as float or as the element type.
-  double stored(const void* data, bool as_float, std::int64_t at) const {
-    return as_float ? static_cast<const float*>(data)[at] : number(static_cast<const std::uint16_t*>(data)[at]);
+  /// What a kernel stored.
+  static double stored(const void* data, ElementType type, std::int64_t at) {
+    return type == ElementType::float32 ? static_cast<const float*>(data)[at] : number(type, static_cast<const std::uint16_t*>(data)[at]);
   }
-  std::vector<double> row(const GuardedArray<std::uint16_t>& array, std::int64_t at, int columns) const {
+  std::vector<double> row(const ElementArray& array, std::int64_t at, int columns, float scale) const {
     std::vector<double> numbers;
-    for (int d = 0; d < columns; ++d) numbers.push_back(number(array[at + d]));
+    for (int d = 0; d < columns; ++d) numbers.push_back(number(o.type, array.bits(at + d)) * scale);
     return numbers;
+  }
+  std::vector<double> query_row(int b, int i, int h) const {
+    return row(query, query_strides.at(b, i, h), o.head_dim, query_scale.at(b, i, h));
+  }
+  std::vector<double> key_row(int b, int j, int h) const { return row(key, key_strides.at(b, j, h), o.head_dim, key_scale.at(b, j, h)); }
+  std::vector<double> value_row(int b, int j, int h) const {
+    return row(value, value_strides.at(b, j, h), o.value_dim, value_scale.at(b, j, h));
   }
 
   /// The sequence of a row of queries (or of keys), and its first rows; without keys where the row is in none.
@@ -153,20 +187,24 @@ class AttentionData {
   std::int64_t statistic(int b, int i, int h) const { return (std::int64_t{b} * o.heads + h) * o.queries + i; }
   int          key_head(int h) const { return h / (o.heads / o.key_heads); }
 
-  void spoil(const GuardedArray<std::uint16_t>& array, std::int64_t at, int columns, Random& random) const {
-    const std::uint16_t infinity = bits(std::numeric_limits<float>::infinity());
+  void spoil(const ElementArray& array, std::int64_t at, int columns, Random& random) const {
+    const std::uint16_t infinity = bits(std::numeric_limits<float>::infinity());  // of e4m3 its largest number
     for (int d = 0; d < columns; ++d) {
-      const auto sign = static_cast<std::uint16_t>(random.below(2) << 15);
-      array[at + d]   = static_cast<std::uint16_t>((random.one_in(3) ? infinity : 0x7fff) | sign);
+      const int sign = random.below(2) << (o.e4m3() ? 7 : 15);
+      array.set_bits(at + d, static_cast<std::uint16_t>((random.one_in(3) ? infinity : 0x7fff) | sign));
     }
   }
-  void fill(const GuardedArray<std::uint16_t>& array, const Strides& strides, int rows, int heads, int columns, float spread, float mean,
-            Random& random) const {
-    std::fill(array.begin(), array.end(), std::uint16_t{0x7fff});
+  void fill(const ElementArray& array, const Strides& strides, int rows, int heads, int columns, float spread, float mean, Random& random,
+            const Scales* scales = nullptr) const {
+    for (std::int64_t i = 0; i < array.size(); ++i) array.set_bits(i, 0x7fff);
     for (int b = 0; b < o.batch; ++b)
       for (int r = 0; r < rows; ++r)
-        for (int h = 0; h < heads; ++h)
-          for (int d = 0; d < columns; ++d) array[strides.at(b, r, h, d)] = bits(mean + spread * random.normal());
+        for (int h = 0; h < heads; ++h) {
+          const float scale = scales == nullptr ? 1.0f : scales->at(b, r, h);
+          for (int d = 0; d < columns; ++d)
+            array.set_bits(strides.at(b, r, h, d),
+                           bits(o.exact ? spread * static_cast<float>(random.below(15) - 7) : (mean + spread * random.normal()) / scale));
+        }
   }
 
  private:

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <random>
 #include <vector>
@@ -64,6 +65,26 @@ class GuardedArray {
   std::size_t size_, mapped_;
   char*       region_;
   T*          data_;
+};
+
+/// The same for elements of 1 or 2 bytes each.
+class ElementArray {
+ public:
+  ElementArray(bool single_bytes, std::int64_t count) : size_(count), bytes_(single_bytes ? 1 : 2), array_(bytes_ * count) {}
+
+  std::uint8_t* data() const { return array_.data(); }
+  std::int64_t  size() const { return size_; }
+
+  std::uint16_t bits(std::int64_t i) const {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, data() + bytes_ * i, static_cast<std::size_t>(bytes_));
+    return bits;
+  }
+  void set_bits(std::int64_t i, std::uint16_t bits) const { std::memcpy(data() + bytes_ * i, &bits, static_cast<std::size_t>(bytes_)); }
+
+ private:
+  std::int64_t               size_, bytes_;
+  GuardedArray<std::uint8_t> array_;
 };
 
 }  // namespace TributaryTest::Emulator

@@ -52,7 +52,7 @@ class BackwardRun {
         in_(options, random_),
         o_(in_.o),
         up_strides_(o_.layout == Layout::heads_outside ? Layout::dense : o_.layout, o_.batch, o_.queries, o_.heads, o_.value_dim),
-        grad_out_(up_strides_.size),
+        grad_out_(false, up_strides_.size),
         lse_(std::int64_t{o_.batch} * o_.heads * o_.queries),
         shift_(std::int64_t{o_.batch} * o_.heads * o_.queries),
         share_(std::int64_t{o_.batch} * o_.heads * o_.queries),
@@ -76,9 +76,9 @@ class BackwardRun {
     Tributary::Impl::AttentionBackwardArguments arguments{};
     arguments.gradients = &wanted;
     arguments.out_type  = o_.type;
-    describe(arguments.grad_out, grad_out_, up_strides_, o_.queries, o_.heads, o_.value_dim);
-    describe(arguments.grad_key, key_.bits, key_.strides, o_.keys, o_.key_heads, o_.head_dim);
-    describe(arguments.grad_value, value_.bits, value_.strides, o_.keys, o_.key_heads, o_.value_dim);
+    describe(arguments.grad_out, grad_out_.data(), up_strides_, o_.queries, o_.heads, o_.value_dim);
+    describe(arguments.grad_key, key_.bits.data(), key_.strides, o_.keys, o_.key_heads, o_.head_dim);
+    describe(arguments.grad_value, value_.bits.data(), value_.strides, o_.keys, o_.key_heads, o_.value_dim);
     const Kokkos::Cuda exec;
     ASSERT_EQ(SM90::no_attention_backward(exec, in_.problem, {}, arguments), "");
     Tributary::Impl::WorkspaceLayout counted;
@@ -114,8 +114,8 @@ class BackwardRun {
   static constexpr std::uint16_t untouched = 0x7fff;
 
   template <class Tensor>
-  static void describe(Tensor& tensor, const GuardedArray<std::uint16_t>& array, const Strides& strides, int rows, int heads, int columns) {
-    tensor.data = array.data();
+  static void describe(Tensor& tensor, void* data, const Strides& strides, int rows, int heads, int columns) {
+    tensor.data = data;
     std::copy_n(std::initializer_list<std::int64_t>{1, rows, heads, columns}.begin(), 4, &tensor.extents[0]);
     std::copy_n(strides.of, 3, &tensor.strides[0]);
     tensor.strides[3] = 1;
@@ -134,8 +134,8 @@ class BackwardRun {
     share_[at]             = !row.some() ? 0 : o_.sink ? static_cast<float>(1 / (1 + std::exp(in_.sink[h] - double{lse_[at]}))) : 1;
     shift_[at]             = 0;
     if (!row.some()) return;
-    const auto          upstream = in_.row(grad_out_, up_strides_.at(b, i, h), o_.value_dim);
-    const auto          query    = in_.row(in_.query, in_.query_strides.at(b, i, h), o_.head_dim);
+    const auto          upstream = in_.row(grad_out_, up_strides_.at(b, i, h), o_.value_dim, 1);
+    const auto          query    = in_.query_row(b, i, h);
     const double        share    = share_[at];
     std::vector<double> weight, product, absolute;  // product = gradient of the output . value
     double              delta = 0;
@@ -144,7 +144,7 @@ class BackwardRun {
       product.push_back(0);
       absolute.push_back(0);
       if (weight[j] == 0) continue;
-      const auto value = in_.row(in_.value, in_.value_strides.at(b, row.sequence.first_key + static_cast<int>(j), kh), o_.value_dim);
+      const auto value = in_.value_row(b, row.sequence.first_key + static_cast<int>(j), kh);
       for (std::size_t d = 0; d < value.size(); ++d) {
         product[j] += upstream[d] * value[d];
         absolute[j] += std::fabs(upstream[d] * value[d]);
@@ -164,7 +164,7 @@ class BackwardRun {
                          (std::max(o_.head_dim, o_.value_dim) > 128 ? in_.unit() * std::fabs(of_score) + in_.tiny() * std::fabs(inner)
                                                                     : 0);  // from weights of the element type
       const double of_weight = weight[j] * kept;
-      query_.expected.add(query_.place(b, i, h), of_score, off, in_.row(in_.key, in_.key_strides.at(b, key_row, kh), o_.head_dim));
+      query_.expected.add(query_.place(b, i, h), of_score, off, in_.key_row(b, key_row, kh));
       key_.expected.add(key_.place(b, key_row, kh), of_score, off, query);
       value_.expected.add(value_.place(b, key_row, kh), of_weight, of_weight * exponent + in_.tiny() * row.factor[j], upstream);
     }
@@ -183,18 +183,20 @@ class BackwardRun {
             // Factors are rounded to the element type, independently of each other.
             const double tolerance = std::fabs(factor) * (4 * in_.unit() * std::sqrt(expected.squares[n]) + expected.error[n]) +
                                      (o_.float_output ? 0 : in_.unit() * std::fabs(want) + in_.tiny()) + 1e-30;
-            ASSERT_NEAR(in_.stored(gradient.bits.data(), o_.float_output, gradient.strides.at(b, row, h, d)), want, tolerance)
+            ASSERT_NEAR(
+                in_.stored(gradient.bits.data(), o_.float_output ? ElementType::float32 : o_.type, gradient.strides.at(b, row, h, d)), want,
+                tolerance)
                 << "gradient of " << name << ", batch " << b << " row " << row << " head " << h << " column " << d;
           }
   }
 
-  Random                      random_;
-  AttentionData               in_;
-  const EmulatedOptions&      o_;
-  Strides                     up_strides_;
-  GuardedArray<std::uint16_t> grad_out_;
-  GuardedArray<float>         lse_, shift_, share_;
-  Gradient                    query_, key_, value_;
+  Random                 random_;
+  AttentionData          in_;
+  const EmulatedOptions& o_;
+  Strides                up_strides_;
+  ElementArray           grad_out_;
+  GuardedArray<float>    lse_, shift_, share_;
+  Gradient               query_, key_, value_;
 };
 
 void run_and_check(const EmulatedOptions& options, std::uint64_t stream) {

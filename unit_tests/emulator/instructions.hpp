@@ -73,8 +73,8 @@ void cp_async_bulk_commit_group();
 void cp_async_bulk_wait(bool read_only);
 
 // The tensor cores.
-// Operands: depth along both, across both, along A and across B; A in registers and across B.
-enum class Operands { rows, across, across_b, register_a };
+// Operands: depth along both, across both, along A and across B; A in registers and across B, or along B.
+enum class Operands { rows, across, across_b, register_a, register_a_rows };
 enum class Format { half, bfloat16, e4m3 };
 
 struct Product {
@@ -84,6 +84,8 @@ struct Product {
   bool          accumulate;
   std::uint64_t a, b;  // descriptors; a is 0 for registers
 
+  bool a_in_registers() const { return operands == Operands::register_a || operands == Operands::register_a_rows; }
+  bool along_b() const { return operands == Operands::rows || operands == Operands::register_a_rows; }
   /// Of 32 bytes.
   int depth() const { return format == Format::e4m3 ? 32 : 16; }
 
@@ -110,6 +112,7 @@ constexpr bool is_exp2(std::string_view text) { return contains(text, "ex2.appro
 constexpr bool is_relu(std::string_view text) { return contains(text, "max.NaN.f32 %0, %1, 0f00000000;"); }
 
 std::uint32_t convert_two(bool bfloat16, float high, float low);
+std::uint32_t convert_four_to_e4m3(float first, float second, float third, float fourth);
 
 inline float exp2_flushed(float x) {
   const auto flushed = [](float value) { return std::fabs(value) < 0x1p-126f ? 0.0f : value; };

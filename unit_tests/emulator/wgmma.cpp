@@ -58,8 +58,8 @@ std::vector<Range> reads_of(const Product& product) {
   };
   const Descriptor b(product.b);
   const auto       columns = static_cast<std::uint32_t>(product.columns);
-  if (product.operands == Operands::rows) {
-    add(Descriptor(product.a), 64);
+  if (product.along_b()) {
+    if (!product.a_in_registers()) add(Descriptor(product.a), 64);
     add(b, columns);
   } else {
     if (product.format == Format::e4m3 || b.row_bytes != 128) fail("wgmma: operands across their rows");
@@ -78,7 +78,7 @@ IssuedProduct& find_or_add(Lane& lane, const Product& product, bool register_a) 
   IssuedProduct issued;
   issued.product = product;
   issued.reads   = reads_of(product);
-  if (register_a != (product.operands == Operands::register_a)) fail("wgmma: operands");
+  if (register_a != product.a_in_registers()) fail("wgmma: operands");
   for (const Range& range : issued.reads) {
     bytes_at(team, range.begin, range.end - range.begin);
     require_no_box(team, range, "a product");
@@ -165,7 +165,7 @@ void committed(Warp& warp, Team& team, int warp_number) {
 namespace {
 
 void require_unchanged(const IssuedProduct& product) {
-  if (product.product.operands != Operands::register_a) return;
+  if (!product.product.a_in_registers()) return;
   for (int lane = 0; lane < 32; ++lane)
     if (std::memcmp(product.register_a[lane], product.copy_of_a[lane], sizeof(product.copy_of_a[0])) != 0)
       fail("wgmma: registers of A changed in flight");
@@ -233,11 +233,13 @@ void execute(Team& team, int warp_number, IssuedProduct& issued) {
     }
   };
   const int first_row = warp_number % 4 * rows;
-  if (product.operands == Operands::register_a) {
+  if (product.a_in_registers()) {
+    const int in_register = depth / 8, bits = 32 / in_register;  // 2 or 4 neighbouring depths
     for (int lane = 0; lane < 32; ++lane)
       for (int i = 0; i < 4; ++i)
-        for (int c = 0; c < 2; ++c)
-          a[lane / 4 + 8 * (i % 2)][2 * (lane % 4) + c + 8 * (i / 2)] = number[issued.copy_of_a[lane][i] >> (16 * c) & 0xffff];
+        for (int c = 0; c < in_register; ++c)
+          a[lane / 4 + 8 * (i % 2)][in_register * (lane % 4) + c + depth / 2 * (i / 2)] =
+              number[issued.copy_of_a[lane][i] >> (bits * c) & ((1u << bits) - 1)];
   } else if (product.operands == Operands::across) {
     for (int k = 0; k < 16; ++k)
       for (int r = 0; r < rows; r += 8) {
@@ -248,11 +250,11 @@ void execute(Team& team, int warp_number, IssuedProduct& issued) {
     for (int r = 0; r < rows; ++r) along(Descriptor(product.a), first_row + r, [&](int k, float value) { a[r][k] = value; });
   }
   for (int k = 0; k < 16; ++k)
-    for (int n = 0; n < columns && product.operands != Operands::rows; n += 8) {
+    for (int n = 0; n < columns && !product.along_b(); n += 8) {
       const auto bits = across(of_b, k, n);
       for (int i = 0; i < 8; ++i) b[k][n + i] = number[bits[static_cast<std::size_t>(i)]];
     }
-  for (int n = 0; n < columns && product.operands == Operands::rows; ++n) along(of_b, n, [&](int k, float value) { b[k][n] = value; });
+  for (int n = 0; n < columns && product.along_b(); ++n) along(of_b, n, [&](int k, float value) { b[k][n] = value; });
   for (int r = 0; r < rows; ++r) {
     float* const sums = issued.accumulator->values.data() + r * columns;
     if (!product.accumulate) std::fill(sums, sums + columns, 0.0f);
@@ -267,6 +269,12 @@ std::uint32_t convert_two(bool bfloat16, float high, float low) {
     return bfloat16 ? Tributary::bfloat16_t(value).bits : Tributary::half_t(value).bits;
   };
   return bits(high) << 16 | bits(low);
+}
+
+std::uint32_t convert_four_to_e4m3(float first, float second, float third, float fourth) {
+  std::uint32_t four = 0;
+  for (const float value : {fourth, third, second, first}) four = four << 8 | Tributary::float8_e4m3_t(value).bits;
+  return four;
 }
 
 }  // namespace TributaryTest::Emulator

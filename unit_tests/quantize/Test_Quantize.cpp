@@ -157,6 +157,54 @@ TEST_P(QuantizeE4m3, RowsOfEveryType) {
   }
 }
 
+/// Blocks of 128 rows of a head: what one row with all of a block's values would give.
+template <class Value>
+void expect_blocks_right(Level level, const std::array<std::int64_t, 4>& shape) {
+  SCOPED_TRACE(seed_text());
+  Random          random(3);
+  Array<Value, 4> values(shape);
+  const auto [b, rows, h, d] = shape;
+  const std::int64_t blocks  = (rows + 127) / 128;
+  for (auto& value : values.values) value = Value(std::ldexp(random.normal(), random.integer<int>(-12, 3)));
+  const auto quantized = in_space(Array<float8_e4m3_t, 4>(shape, float8_e4m3_t(7.0f)));
+  const auto scales    = in_space(Array<float, 3>({b, h, blocks}, -7.0f));
+  Tributary::quantize_e4m3_heads(Space{}, in_space(values), quantized, scales, {.level = level});
+  const auto given        = from_space<4>(quantized);
+  const auto given_scales = from_space<3>(scales);
+  for (std::int64_t batch = 0; batch < b; ++batch)
+    for (std::int64_t head = 0; head < h; ++head)
+      for (std::int64_t block = 0; block < blocks; ++block) {
+        const std::int64_t first = 128 * block, count = std::min<std::int64_t>(128, rows - first);
+        Array<Value, 4>    together({1, 1, 1, count * d});
+        for (std::int64_t i = 0; i < count * d; ++i) together(0, 0, 0, i) = values(batch, first + i / d, head, i % d);
+        const Quantized expected = expected_quantized(together);
+        ASSERT_EQ(given_scales(batch, head, block), expected.scales.values[0]);
+        for (std::int64_t i = 0; i < count * d; ++i)
+          ASSERT_EQ(given(batch, first + i / d, head, i % d).bits, expected.values(0, 0, 0, i).bits);
+      }
+}
+TEST_P(QuantizeE4m3, BlocksOfHeads) {
+  for (const std::array<std::int64_t, 4>& shape : {std::array<std::int64_t, 4>{1, 1, 1, 1},
+                                                   {2, 127, 3, 5},
+                                                   {1, 128, 2, 16},
+                                                   {2, 129, 2, 33},
+                                                   {1, 300, 2, 64},
+                                                   {1, 0, 2, 8},
+                                                   {1, 5, 2, 0}}) {
+    expect_blocks_right<float>(level(), shape);
+    expect_blocks_right<bfloat16_t>(level(), shape);
+    expect_blocks_right<half_t>(level(), shape);
+  }
+}
+
+TEST_P(QuantizeE4m3, BlocksOfHeadsRefuseOtherScales) {
+  const View<float, 4>         values("values", 2, 130, 3, 8);
+  const View<float8_e4m3_t, 4> quantized("quantized", 2, 130, 3, 8);
+  expect_refusal(
+      [&] { Tributary::quantize_e4m3_heads(Space{}, values, quantized, View<float, 3>("scales", 2, 130, 3), {.level = level()}); },
+      {"quantize_e4m3_heads: scales is [2, 130, 3]", "expected scales [2, 3, 2]"});
+}
+
 TEST_P(QuantizeE4m3, MidpointsRoundToEven) {
   std::vector<float> row = {448};
   for (int code = 0; code < 0x7e; ++code) {

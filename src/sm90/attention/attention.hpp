@@ -24,6 +24,9 @@ struct AttentionForwardPlan {
   std::int32_t  tile_queries, tile_heads, head_blocks;  // beyond 256 only: of a tile; tiles that the heads of a key head take
   void*         maps;                                   // of queries, keys and values, for the copy engine
   std::int32_t* next_item;                              // the queue of work items
+  // Of e4m3 only: values with keys along the rows, see transpose_values.cuh.
+  float8_e4m3_t* transposed_values;
+  std::int64_t   transposed_keys;  // of a row, with zeros up to whole tiles
 };
 
 template <class Exec>

@@ -2,7 +2,9 @@
 
 #include "sm90/attention/attention.hpp"
 #include "sm90/attention/load.cuh"
+#include "sm90/attention/scaled_load.cuh"
 #include "sm90/attention/softmax.cuh"
+#include "sm90/attention/transpose_values.cuh"
 #include "sm90/prepare.cuh"
 #include "sm90/ptx/wgmma.cuh"
 
@@ -29,7 +31,7 @@ class Attender {
         cleans_(has_rows_to_clean(call.problem)),
         query_(ptx::matrix_descriptor<128>(ptx::shared_address(scratch) + static_cast<std::uint32_t>(warp / 4 * Tile::query_bytes))),
         key_(ptx::matrix_descriptor<128>(ptx::shared_address(scratch + Tile::keys_offset))),
-        value_(ptx::transposed_descriptor(ptx::shared_address(scratch + Tile::values_offset), Tile::key_panel_bytes)) {}
+        value_(descriptor_of_values(ptx::shared_address(scratch + Tile::values_offset))) {}
 
   __device__ void run() {
     if (Tile::take_turns && group_ == Tile::groups - 1) ptx::bar_arrive(turn_of(0), 256);
@@ -47,64 +49,168 @@ class Attender {
   // Named barriers: whose turn it is to multiply.
   __device__ static int turn_of(int group) { return 1 + group; }
 
+  static constexpr int sum_count = Tile::value_dim / 2, weight_count = Tile::keys / 2 * static_cast<int>(sizeof(Element)) / 4;
+
+  __device__ static std::uint64_t descriptor_of_values(std::uint32_t address) {
+    if constexpr (Tile::e4m3)
+      return ptx::matrix_descriptor<Tile::keys>(address);
+    else
+      return ptx::transposed_descriptor(address, Tile::key_panel_bytes);
+  }
+
   __device__ void attend(const AttentionPiece& piece) {
     RowSoftmax<Tile> softmax(call_, piece, warp_row_, lane_);
-    float            sums[Tile::value_dim / 2];
+    float            sums[sum_count];
 #pragma unroll
     for (float& sum : sums) sum = 0.0f;
     if (piece.key_tiles > 0) {
-      float         scores[Tile::keys / 2], rescale[2];
-      std::uint32_t weights[Tile::keys / 4];
-      ptx::mbarrier_wait(&shared_.query_full, query_round_);
-      query_round_ ^= 1;
-      ptx::mbarrier_wait(&shared_.key_full[key_at_.slot], key_at_.round);
-      __syncwarp();  // wgmma and its barriers want whole warps
-      multiply_keys(scores);
-      ptx::wgmma_wait_group<0>();
-      ptx::pin(scores);
-      release(&shared_.key_empty[key_at_.slot]);
-      key_at_.next();
-      softmax.soften(scores, piece.last_tile * Tile::keys, rescale);
-      pack<Element>(scores, weights);
-#pragma unroll 1
-      for (int n = 1; n < piece.key_tiles; ++n) {
-        ptx::mbarrier_wait(&shared_.key_full[key_at_.slot], key_at_.round);
-        ptx::mbarrier_wait(values_ready(), value_at_.round);
-        __syncwarp();
-        if constexpr (Tile::take_turns) ptx::bar_sync(turn_of(group_), 256);
-        multiply_keys(scores);
-        multiply_values(sums, weights);  // of the tile before
-        if constexpr (Tile::take_turns) ptx::bar_arrive(turn_of(1 - group_), 256);
-        ptx::wgmma_wait_group<1>();
-        ptx::pin(scores);
-        release(&shared_.key_empty[key_at_.slot]);
-        key_at_.next();
-        softmax.soften(scores, (piece.last_tile - n) * Tile::keys, rescale);
-        ptx::wgmma_wait_group<0>();
-        ptx::pin(sums);
-        ptx::pin(scores);
-        release(&shared_.value_empty[value_at_.slot]);
-        value_at_.next();
-        pack<Element>(scores, weights);
-        if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
-#pragma unroll
-          for (int i = 0; i < Tile::value_dim / 2; ++i) sums[i] *= rescale[i / 2 % 2];
-        }
-      }
-      release(&shared_.query_empty);
-      ptx::mbarrier_wait(values_ready(), value_at_.round);
-      __syncwarp();
-      multiply_values(sums, weights);
-      ptx::wgmma_wait_group<0>();
-      ptx::pin(sums);
-      release(&shared_.value_empty[value_at_.slot]);
-      value_at_.next();
+      if constexpr (Tile::e4m3)
+        attend_with_scales(piece, softmax, sums);
+      else
+        attend(piece, softmax, sums);
     }
     store(softmax, sums);
   }
 
-  __device__ std::uint64_t* values_ready() const {
-    return cleans_ ? &shared_.value_clean[value_at_.slot] : &shared_.value_full[value_at_.slot];
+  __device__ void attend(const AttentionPiece& piece, RowSoftmax<Tile>& softmax, float (&sums)[sum_count]) {
+    float         scores[Tile::keys / 2], rescale[2];
+    std::uint32_t weights[weight_count];
+    begin_queries(scores, key_at_);
+    release_keys();
+    softmax.soften(scores, piece.last_tile * Tile::keys, rescale);
+    pack<Element>(scores, weights);
+#pragma unroll 1
+    for (int n = 1; n < piece.key_tiles; ++n) {
+      wait_for_turn(key_at_, value_at_);
+      multiply_keys(scores, key_at_.slot);
+      multiply_values(sums, weights, value_at_.slot);  // of the tile before
+      if constexpr (Tile::take_turns) ptx::bar_arrive(turn_of(1 - group_), 256);
+      ptx::wgmma_wait_group<1>();
+      ptx::pin(scores);
+      release_keys();
+      softmax.soften(scores, (piece.last_tile - n) * Tile::keys, rescale);
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(sums);
+      ptx::pin(scores);
+      release_values();
+      pack<Element>(scores, weights);
+      if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) multiply(sums, rescale);
+    }
+    release(&shared_.query_empty);
+    ptx::mbarrier_wait(values_ready(value_at_.slot), value_at_.round);
+    __syncwarp();
+    multiply_values(sums, weights, value_at_.slot);
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(sums);
+    release_values();
+  }
+
+  /// The same with a sum of values for each tile, which joins the others in float while the next tile's products are made.  Tiles are
+  /// counted, the number of one says where it lies: a register in place of four.
+  __device__ void attend_with_scales(const AttentionPiece& piece, RowSoftmax<Tile>& softmax, float (&sums)[sum_count]) {
+    float         scores[Tile::keys / 2], rescale[2];
+    float         of_tile[sum_count], scale[2] = {0.0f, 0.0f};  // a tile's sum, and what is still to be multiplied with
+    std::uint32_t weights[weight_count];
+#pragma unroll
+    for (float& sum : of_tile) sum = 0.0f;
+    begin_queries(scores, place(tiles_));
+    int        tile   = piece.last_tile;
+    const auto factor = [&] { return take_key_factor(place(tiles_)); };
+    softmax.soften(scores, tile * Tile::keys, rescale, factor);
+    pack<Element>(scores, weights);
+#pragma unroll 1
+    while (tile > piece.last_tile - piece.key_tiles + 1) {
+      ++tiles_;
+      --tile;
+      wait_for_turn(place(tiles_), place(tiles_ - 1));
+      multiply_keys(scores, place(tiles_).slot);
+      add(sums, of_tile, scale);                                  // of the tile before the last
+      multiply_values(of_tile, weights, place(tiles_ - 1).slot);  // of the tile before
+      if constexpr (Tile::take_turns) ptx::bar_arrive(turn_of(1 - group_), 256);
+      ptx::wgmma_wait_group<1>();
+      ptx::pin(scores);
+      ptx::forget(tiles_);
+      softmax.soften(scores, tile * Tile::keys, rescale, factor);
+      // The branch waits for all weights: otherwise ptxas would put the wait for the products in front of the exponentials.
+      if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f || softmax.has_no_number())) multiply(sums, rescale);
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(of_tile);
+      ptx::pin(scores);
+      ptx::forget(tiles_);
+      const float value_scale = take_value_scale(place(tiles_ - 1));
+#pragma unroll
+      for (int r = 0; r < 2; ++r) scale[r] = value_scale * rescale[r];
+      pack<Element>(scores, weights);
+    }
+    release(&shared_.query_empty);
+    add(sums, of_tile, scale);
+    ptx::mbarrier_wait(values_ready(place(tiles_).slot), place(tiles_).round);
+    __syncwarp();
+    multiply_values(of_tile, weights, place(tiles_).slot);
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(of_tile);
+    scale[0] = scale[1] = take_value_scale(place(tiles_));
+    add(sums, of_tile, scale);
+    ++tiles_;
+  }
+
+  /// Where the n-th tile of all lies.
+  __device__ static RingPosition<Tile::stages> place(std::uint32_t n) {
+    constexpr auto stages = static_cast<std::uint32_t>(Tile::stages);
+    return {static_cast<int>(n % stages), n / stages % 2};
+  }
+  /// What the loader put beside a tile, whose place is given back.
+  __device__ float take_key_factor(const RingPosition<Tile::stages>& at) const {
+    const float factor = shared_.key_factor[at.slot];
+    release(&shared_.key_empty[at.slot]);
+    return factor;
+  }
+  __device__ float take_value_scale(const RingPosition<Tile::stages>& at) const {
+    const float scale = shared_.value_scale[at.slot];
+    release(&shared_.value_empty[at.slot]);
+    return scale;
+  }
+
+  /// The products of a piece's first tile of keys.
+  __device__ void begin_queries(float (&scores)[Tile::keys / 2], const RingPosition<Tile::stages>& keys) {
+    ptx::mbarrier_wait(&shared_.query_full, query_round_);
+    query_round_ ^= 1;
+    ptx::mbarrier_wait(&shared_.key_full[keys.slot], keys.round);
+    __syncwarp();  // wgmma and its barriers want whole warps
+    multiply_keys(scores, keys.slot);
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(scores);
+  }
+
+  /// Until a tile of keys and one of values have come, and the tensor cores are this warpgroup's.
+  __device__ void wait_for_turn(const RingPosition<Tile::stages>& keys, const RingPosition<Tile::stages>& values) const {
+    ptx::mbarrier_wait(&shared_.key_full[keys.slot], keys.round);
+    ptx::mbarrier_wait(values_ready(values.slot), values.round);
+    __syncwarp();
+    if constexpr (Tile::take_turns) ptx::bar_sync(turn_of(group_), 256);
+  }
+
+  __device__ void release_keys() {
+    release(&shared_.key_empty[key_at_.slot]);
+    key_at_.next();
+  }
+  __device__ void release_values() {
+    release(&shared_.value_empty[value_at_.slot]);
+    value_at_.next();
+  }
+
+  /// Factors of the thread's two rows.
+  __device__ static void multiply(float (&sums)[sum_count], const float (&factors)[2]) {
+#pragma unroll
+    for (int i = 0; i < sum_count; ++i) sums[i] *= factors[i / 2 % 2];
+  }
+  __device__ static void add(float (&sums)[sum_count], const float (&more)[sum_count], const float (&factors)[2]) {
+#pragma unroll
+    for (int i = 0; i < sum_count; ++i) sums[i] = fmaf(more[i], factors[i / 2 % 2], sums[i]);
+  }
+
+  __device__ std::uint64_t* values_ready(int slot) const {
+    return !Tile::e4m3 && cleans_ ? &shared_.value_clean[slot] : &shared_.value_full[slot];
   }
 
   __device__ void release(std::uint64_t* barrier) const {
@@ -113,11 +219,11 @@ class Attender {
   }
 
   /// scores = queries x a tile of keys; issued, not waited for.
-  __device__ void multiply_keys(float (&scores)[Tile::keys / 2]) const {
-    const std::uint64_t key = key_ + static_cast<std::uint64_t>(key_at_.slot * (Tile::key_bytes / 16));
+  __device__ void multiply_keys(float (&scores)[Tile::keys / 2], int slot) const {
+    const std::uint64_t key = key_ + static_cast<std::uint64_t>(slot * (Tile::key_bytes / 16));
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < Tile::head_dim / 16; ++step) {
+    for (int step = 0; step < Tile::query_panels * 4; ++step) {
       const int panel = step / 4, in_panel = step % 4 * 2;  // addresses in units of 16 bytes
       ptx::Wgmma<Element, Tile::keys>::issue(scores, query_ + static_cast<std::uint64_t>(panel * (Tile::query_panel_bytes / 16) + in_panel),
                                              key + static_cast<std::uint64_t>(panel * (Tile::key_panel_bytes / 16) + in_panel), step != 0);
@@ -125,18 +231,23 @@ class Attender {
     ptx::wgmma_commit_group();
   }
 
-  /// sums += weights x a tile of values; issued, not waited for.
-  __device__ void multiply_values(float (&sums)[Tile::value_dim / 2], const std::uint32_t (&weights)[Tile::keys / 4]) const {
-    const std::uint64_t value = value_ + static_cast<std::uint64_t>(value_at_.slot * (Tile::value_bytes / 16));
+  /// sums += weights x a tile of values, of e4m3 sums = ...; issued, not waited for.
+  __device__ void multiply_values(float (&sums)[sum_count], const std::uint32_t (&weights)[weight_count], int slot) const {
+    const std::uint64_t value = value_ + static_cast<std::uint64_t>(slot * (Tile::value_bytes / 16));
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < Tile::keys / 16; ++step)
-      ptx::WgmmaRegisterA<Element, Tile::value_dim>::issue(sums, weights + 4 * step,
-                                                           value + static_cast<std::uint64_t>(step * (16 * panel_row_bytes / 16)));
+    for (int step = 0; step < weight_count / 4; ++step) {
+      if constexpr (Tile::e4m3)
+        ptx::WgmmaRegisterARows<Element, Tile::value_dim>::issue(sums, weights + 4 * step, value + static_cast<std::uint64_t>(2 * step),
+                                                                 step != 0);
+      else
+        ptx::WgmmaRegisterA<Element, Tile::value_dim>::issue(sums, weights + 4 * step,
+                                                             value + static_cast<std::uint64_t>(step * (16 * panel_row_bytes / 16)));
+    }
     ptx::wgmma_commit_group();
   }
 
-  __device__ void store(RowSoftmax<Tile>& softmax, const float (&sums)[Tile::value_dim / 2]) const {
+  __device__ void store(RowSoftmax<Tile>& softmax, const float (&sums)[sum_count]) const {
     const AttentionForwardOutput& output = call_.output;
     AttentionRowFactors           factors[2];
     softmax.finish(factors);
@@ -157,7 +268,7 @@ class Attender {
           if (factors[r].previous != 0.0f && column + c < call_.problem.value_dim)
             value[c] += factors[r].previous * output.previous_out[from + column + c];
         }
-        store_pair<Element>(output.out_is_float, output.out, to, column, call_.problem.value_dim, value[0], value[1]);
+        store_pair<Element>(output.out_type, output.out, to, column, call_.problem.value_dim, value[0], value[1]);
       }
     }
   }
@@ -169,7 +280,7 @@ class Attender {
   const std::uint64_t         query_, key_, value_;  // descriptors: of this warpgroup's queries, of the first stages
   RingPosition<2>             piece_at_;
   RingPosition<Tile::stages>  key_at_, value_at_;
-  std::uint32_t               query_round_ = 0;
+  std::uint32_t               query_round_ = 0, tiles_ = 0;
 };
 
 template <class Tile>
@@ -195,8 +306,13 @@ struct AttentionForwardFunctor {
       Attender<Tile>(call, shared, scratch, warp, lane).run();
     } else {
       ptx::setmaxnreg_dec<Tile::other_registers>();
-      if (warp == Tile::math_warps && lane == 0) AttentionLoader<Tile>(call, shared, scratch).run(team.league_rank(), team.league_size());
-      if (warp == Tile::math_warps + 1 && has_rows_to_clean(call.problem)) clean_values<Tile>(call, shared, scratch, lane);
+      if constexpr (Tile::e4m3) {
+        if (warp <= Tile::math_warps + 1 && lane == 0)
+          ScaledLoader<Tile>(call, shared, scratch, warp == Tile::math_warps + 1).run(team.league_rank(), team.league_size());
+      } else {
+        if (warp == Tile::math_warps && lane == 0) AttentionLoader<Tile>(call, shared, scratch).run(team.league_rank(), team.league_size());
+        if (warp == Tile::math_warps + 1 && has_rows_to_clean(call.problem)) clean_values<Tile>(call, shared, scratch, lane);
+      }
     }
     exit_thread();
   }
@@ -213,7 +329,7 @@ struct AttentionForwardFunctor {
     }
     for (int i = 0; i < 2; ++i) {
       ptx::mbarrier_init(&shared.piece_full[i], 1);
-      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + (has_rows_to_clean(call.problem) ? 1 : 0));
+      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + (Tile::e4m3 || has_rows_to_clean(call.problem) ? 1 : 0));
     }
     ptx::fence_mbarrier_init();
   }
@@ -227,24 +343,33 @@ void run(const Kokkos::Cuda& exec, const AttentionForwardCall& call) {
                             int box_rows) { return attention_map(p.type, data, strides, p.batch, rows, heads, columns, box_rows); };
     const CUtensorMap query = map_of(p.query, p.query_strides, p.queries, p.heads, p.head_dim, Tile::group_rows);
     if (p.keys == 0) return AttentionMaps{query, query, query};  // nothing is loaded
-    return AttentionMaps{.query = query,
-                             .key   = map_of(p.key, p.key_strides, p.keys, p.key_heads, p.head_dim, Tile::keys),
-                             .value = map_of(p.value, p.value_strides, p.keys, p.key_heads, p.value_dim, Tile::keys)};
+    AttentionMaps all{.query = query, .key = map_of(p.key, p.key_strides, p.keys, p.key_heads, p.head_dim, Tile::keys), .value = {}};
+    if constexpr (Tile::e4m3)
+      all.value = transposed_map(p, call.plan, Tile::keys, Tile::value_dim);
+    else
+      all.value = map_of(p.value, p.value_strides, p.keys, p.key_heads, p.value_dim, Tile::keys);
+    return all;
   }();
+  if constexpr (Tile::e4m3) transpose_values(exec, p, call.plan);
   prepare_maps("Tributary::attention_forward::hopper::prepare", exec, maps, call.plan.maps, call.plan.next_item);
   launch_teams<Tile::team_threads, 1>("Tributary::attention_forward::hopper", exec, call.plan.teams, Tile::scratch_bytes,
                                       AttentionForwardFunctor<Tile>{call});
 }
 
-int tile_rows(const AttentionProblem& p) { return std::max(tile_dim(p.head_dim), tile_dim(p.value_dim)) == 64 ? 192 : 128; }
+int tile_rows(const AttentionProblem& p) {
+  return p.type != ElementType::float8_e4m3 && std::max(tile_dim(p.head_dim), tile_dim(p.value_dim)) == 64 ? 192 : 128;
+}
+
+template <class Element, int HeadDim>
+constexpr bool has_causal_tile = HeadDim == 128 && sizeof(Element) == 2;
 
 // The instantiations of this level.
 template <class Element, int HeadDim, int ValueDim>
 void run_scores(const Kokkos::Cuda& exec, const AttentionForwardCall& call) {
   if (!plain_scores(call.problem))
     run<AttentionTile<Element, HeadDim, ValueDim, Scores::biased, false>>(exec, call);
-  else if (call.problem.right >= 0 && HeadDim == 128)
-    run<AttentionTile<Element, HeadDim, ValueDim, Scores::plain, HeadDim == 128>>(exec, call);
+  else if (call.problem.right >= 0 && has_causal_tile<Element, HeadDim>)
+    run<AttentionTile<Element, HeadDim, ValueDim, Scores::plain, has_causal_tile<Element, HeadDim>>>(exec, call);
   else
     run<AttentionTile<Element, HeadDim, ValueDim, Scores::plain, false>>(exec, call);
 }
@@ -266,13 +391,17 @@ void run_dimensions(const Kokkos::Cuda& exec, const AttentionForwardCall& call) 
 template <class Exec>
 std::string no_attention_forward(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary,
                                  const AttentionForwardArguments& arguments) {
+  if (p.type == ElementType::float8_e4m3 && (p.head_dim > 128 || p.value_dim > 128))
+    return "it takes head dimensions up to 128 of float8_e4m3";
+  // A tile of keys has one scale: a sequence would have to begin where one of the tensor's blocks does.
+  if (p.type == ElementType::float8_e4m3 && p.packed.cu_seqlens_q != nullptr) return "it takes no packed sequences of float8_e4m3";
   if (p.head_dim > 512 || p.value_dim > 512) return "it takes head dimensions up to 512";
   if (const std::string reason = no_attention_inputs(exec, p, rotary); !reason.empty()) return reason;
   if (is_wide(p))
     if (const std::string reason = no_wide_attention_forward(exec, p); !reason.empty()) return reason;
-  const Tensor<void, 4>& out      = arguments.out;
-  const std::int64_t     out_size = arguments.out_type == ElementType::float32 ? 4 : 2;
-  if (!multiple_of_16_bytes(out.data, {p.batch, p.queries, p.heads}, {out.strides[0], out.strides[1], out.strides[2]}, out_size))
+  const Tensor<void, 4>& out = arguments.out;
+  if (!multiple_of_16_bytes(out.data, {p.batch, p.queries, p.heads}, {out.strides[0], out.strides[1], out.strides[2]},
+                            bytes_of(arguments.out_type)))
     return "out's base or strides are no multiples of 16 bytes";
   return "";
 }
@@ -285,12 +414,16 @@ AttentionForwardPlan plan_attention_forward(const Exec& exec, const AttentionPro
   plan.blocks = (p.queries + rows - 1) / rows;
   // Half of the second-level cache for the keys and values of the pairs that are worked on together.
   const std::int64_t pairs         = p.batch * p.heads,
-                     bytes_of_pair = 2 * p.keys * (p.head_dim + p.value_dim) * p.key_heads / std::max(p.heads, 1);
+                     bytes_of_pair = bytes_of(p.type) * p.keys * (p.head_dim + p.value_dim) * p.key_heads / std::max(p.heads, 1);
   plan.section =
       std::clamp<std::int64_t>((std::int64_t{32} << 20) / std::max<std::int64_t>(bytes_of_pair, 1), 1, std::max<std::int64_t>(pairs, 1));
   plan.teams     = static_cast<std::int32_t>(std::min<std::int64_t>(exec.cuda_device_prop().multiProcessorCount, pairs * plan.blocks));
   plan.maps      = layout.take<AttentionMaps>(1);
   plan.next_item = layout.take<std::int32_t>(1);
+  if (p.type == ElementType::float8_e4m3) {
+    plan.transposed_keys   = transposed_keys(p.keys);
+    plan.transposed_values = layout.take<float8_e4m3_t>(p.batch * p.key_heads * p.value_dim * plan.transposed_keys);
+  }
   return plan;
 }
 
@@ -302,8 +435,10 @@ void attention_forward(const Exec& exec, const AttentionProblem& problem, const 
   const AttentionForwardCall call{problem, buckets, plan, output};
   if (problem.type == ElementType::bfloat16)
     run_dimensions<bfloat16_t>(exec, call);
-  else
+  else if (problem.type == ElementType::float16)
     run_dimensions<half_t>(exec, call);
+  else
+    run_scores<float8_e4m3_t, 128, 128>(exec, call);  // shorter heads have as many exponentials, which take as long as the products at 128
 }
 
 using Space = Kokkos::Cuda;

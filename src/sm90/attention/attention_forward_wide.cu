@@ -256,11 +256,11 @@ class WideAttender {
           if (column < columns) sums[4 * (n / 2) + 2 * r + n % 2] += factors[r].previous * previous[column];
         }
       }
-      if (output.out_is_float || columns % 8 != 0) {
+      if (output.out_type == ElementType::float32 || columns % 8 != 0) {
 #pragma unroll
         for (int n = 0; n < Tile::columns / 8; ++n)
           if (exists)
-            store_pair<Element>(output.out_is_float, output.out, to, first + 8 * n, columns, sums[4 * n + 2 * r], sums[4 * n + 2 * r + 1]);
+            store_pair<Element>(output.out_type, output.out, to, first + 8 * n, columns, sums[4 * n + 2 * r], sums[4 * n + 2 * r + 1]);
       } else {
         // Four neighbouring threads share a row: each has two of every 8 columns.  They exchange what they have of 32 columns, so that each
         // stores 8 that follow one another.

@@ -155,7 +155,8 @@ class GradientWarp {
       const std::int64_t at = piece.batch * to.strides[0] + (piece.key_row + row) * to.strides[1] + piece.key_head * to.strides[2];
 #pragma unroll
       for (int n = 0; n < columns / 8; ++n)
-        store_pair<Element>(to.is_float, to.data, at, first_column + 8 * n + 2 * (lane_ % 4), all_columns, sum[4 * n + 2 * r] * factor,
+        store_pair<Element>(to.is_float ? ElementType::float32 : element_type<Element>(), to.data, at,
+                            first_column + 8 * n + 2 * (lane_ % 4), all_columns, sum[4 * n + 2 * r] * factor,
                             sum[4 * n + 2 * r + 1] * factor);
     }
   }

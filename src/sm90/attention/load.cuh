@@ -14,6 +14,8 @@ __device__ AttentionPiece describe_piece(const AttentionProblem& problem, const 
   const std::int64_t position = segment.first_query + problem.alignment(segment);
   const KeyInterval  seen     = problem.window_of(position, position + segment.rows - 1, segment.keys);
   const std::int64_t first = seen.begin / Tile::keys, last = (seen.end - 1) / Tile::keys;
+  // A window's ends only rise from row to row: what the first and the last row see, all see.
+  const KeyInterval early = problem.window(position, segment.keys), late = problem.window(position + segment.rows - 1, segment.keys);
   return {.batch       = static_cast<std::int32_t>(segment.batch),
           .head        = head,
           .key_head    = problem.key_head(head),
@@ -25,7 +27,9 @@ __device__ AttentionPiece describe_piece(const AttentionProblem& problem, const 
           .first_key   = static_cast<std::int32_t>(segment.first_key),
           .keys        = static_cast<std::int32_t>(segment.keys),
           .key_tiles   = seen.begin < seen.end ? static_cast<std::int32_t>(last - first + 1) : 0,
-          .last_tile   = static_cast<std::int32_t>(last)};
+          .last_tile   = static_cast<std::int32_t>(last),
+          .clear_begin = static_cast<std::int32_t>(late.begin),
+          .clear_end   = late.begin < late.end ? static_cast<std::int32_t>(early.end) : 0};
 }
 
 /// One thread.
@@ -71,9 +75,9 @@ class AttentionLoader {
     query_round_ ^= 1;
     ptx::mbarrier_arrive_expect_tx(&shared_.query_full, Tile::groups * Tile::query_bytes);
     for (int group = 0; group < Tile::groups; ++group)
-      for (int panel = 0; panel < Tile::head_dim / panel_columns; ++panel)
+      for (int panel = 0; panel < Tile::query_panels; ++panel)
         ptx::cp_async_bulk_tensor(scratch_ + group * Tile::query_bytes + panel * Tile::query_panel_bytes, &call_.maps()->query,
-                                  &shared_.query_full, panel * panel_columns, piece.head, piece.row + group * Tile::group_rows,
+                                  &shared_.query_full, panel * Tile::columns, piece.head, piece.row + group * Tile::group_rows,
                                   piece.batch);
     // The weights of a tile of keys wait for the products of the next one: so do its values.
     load_keys(piece, 0);
@@ -96,7 +100,7 @@ class AttentionLoader {
     ptx::mbarrier_arrive_expect_tx(&full[at.slot], bytes);
     for (int panel = 0; panel < bytes / Tile::key_panel_bytes; ++panel)
       ptx::cp_async_bulk_tensor(scratch_ + offset + at.slot * bytes + panel * Tile::key_panel_bytes, map, &full[at.slot],
-                                panel * panel_columns, piece.key_head, piece.first_key + (piece.last_tile - n) * Tile::keys, piece.batch);
+                                panel * Tile::columns, piece.key_head, piece.first_key + (piece.last_tile - n) * Tile::keys, piece.batch);
     at.next();
   }
 
@@ -121,11 +125,10 @@ __device__ void clean_values(const AttentionForwardCall& call, AttentionShared<T
     if (piece.batch < 0) return;
     for (int n = 0; n < piece.key_tiles; ++n, at.next()) {
       ptx::mbarrier_wait(&shared.value_full[at.slot], at.round);
-      clean_rows(
-          scratch + Tile::values_offset + at.slot * Tile::value_bytes, Tile::keys, Tile::value_dim / panel_columns, lane, [&](int r) {
-            const std::int32_t key = (piece.last_tile - n) * Tile::keys + r;
-            return key < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.first_key + key] != 0);
-          });
+      clean_rows(scratch + Tile::values_offset + at.slot * Tile::value_bytes, Tile::keys, Tile::value_panels, lane, [&](int r) {
+        const std::int32_t key = (piece.last_tile - n) * Tile::keys + r;
+        return key < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.first_key + key] != 0);
+      });
       ptx::fence_proxy_async();
       __syncwarp();
       if (lane == 0) ptx::mbarrier_arrive(&shared.value_clean[at.slot]);

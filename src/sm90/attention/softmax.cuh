@@ -27,30 +27,41 @@ class RowSoftmax {
   /// Products with a tile of the sequence's keys become weights e^(score - shift), not normalised, as their sum is.  Sums of values so far
   /// are to be multiplied with rescale.
   __device__ void soften(float (&scores)[count], std::int32_t first_key, float (&rescale)[2]) {
-    if constexpr (plain)
-      hide(scores, first_key);
-    else
-      bias(scores, first_key);
-    float greatest[2] = {scores[0], scores[2]};
-#pragma unroll
-    for (int i = 1; i < count; ++i) greatest[i / 2 % 2] = fmaxf(greatest[i / 2 % 2], scores[i]);
+    soften(scores, first_key, rescale, [] { return 1.0f; });
+  }
+  /// \param of_tile  e4m3: gives what products with this tile are to be multiplied with; asked once
+  template <class Factor>
+  __device__ void soften(float (&scores)[count], std::int32_t first_key, float (&rescale)[2], const Factor& of_tile) {
+    if constexpr (plain) hide(scores, first_key);
+    const float factor = of_tile();
+    if constexpr (!plain) bias(scores, first_key, factor);
+    if constexpr (exponents) factor_ = fminf(fmaxf(factor, 1e-30f), 1e30f);  // 0 times the -infinity of a hidden pair is no number
+    float greatest[2];
+    maxima(scores, greatest);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       greatest[r] = fmaxf(greatest[r], __shfl_xor_sync(0xffffffffu, greatest[r], 1));
       greatest[r] = fmaxf(greatest[r], __shfl_xor_sync(0xffffffffu, greatest[r], 2));
-      // The shift follows the maximum only when weights would pass 2^8, so that few tiles need rescaling.
-      const bool  moves = greatest[r] > max_[r] && (greatest[r] - max_[r]) * factor_ > 8.0f;
+      // Scores of tiles with scales of their own are compared as exponents of 2.
+      if constexpr (exponents) greatest[r] *= factor_;
+      // The shift follows the maximum only when weights would pass a bound, so that few tiles need rescaling.
+      const bool  moves = greatest[r] > max_[r] && (exponents ? greatest[r] - max_[r] : (greatest[r] - max_[r]) * factor_) > headroom;
       const float max   = moves ? greatest[r] : max_[r];
-      const float shift = max == -infinity ? 0.0f : (plain ? max * factor_ : max);  // nothing seen yet: 2^(-infinity - 0) = 0
-      rescale[r] = !moves ? 1.0f : (max_[r] == -infinity ? 0.0f : exp2_approx(plain ? shift_[r] - shift : (shift_[r] - shift) * factor_));
-      max_[r]    = max;
-      shift_[r]  = shift;
+      if constexpr (exponents) {
+        rescale[r] = exp2_approx(max_[r] == max ? 0.0f : max_[r] - max);
+      } else {
+        const float shift = max == -infinity ? 0.0f : (plain ? max * factor_ : max) - lift;  // nothing seen yet: 2^(-infinity - 0) = 0
+        rescale[r] = !moves ? 1.0f : (max_[r] == -infinity ? 0.0f : exp2_approx(plain ? shift_[r] - shift : (shift_[r] - shift) * factor_));
+        shift_[r]  = shift;
+      }
+      max_[r] = max;
       sum_[r] *= rescale[r];
     }
+    const float shift[2] = {this->shift(0), this->shift(1)};
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       const int r = i / 2 % 2;
-      scores[i]   = exp2_approx(plain ? fmaf(scores[i], factor_, -shift_[r]) : (scores[i] - shift_[r]) * factor_);
+      scores[i]   = exp2_approx(plain ? fmaf(scores[i], factor_, -shift[r]) : (scores[i] - shift[r]) * factor_);
       sum_[r] += scores[i];
     }
     if constexpr (!plain)
@@ -65,7 +76,7 @@ class RowSoftmax {
       sum_[r] += __shfl_xor_sync(0xffffffffu, sum_[r], 2);
       factors[r] = {0.0f, 0.0f};
       if (column_ == 0 && exists(r)) {
-        const float lse = sum_[r] == 0.0f ? -infinity : (plain ? shift_[r] / log2_e : shift_[r]) + logf(sum_[r]);
+        const float lse = sum_[r] == 0.0f ? -infinity : (plain ? shift(r) / log2_e : shift(r)) + logf(sum_[r]);
         factors[r]      = finish_row(call_.problem, call_.output, place(r), lse, sum_[r]);
         if (!plain && call_.problem.has_dropout) factors[r].here *= call_.problem.dropout_scale;
       }
@@ -74,14 +85,21 @@ class RowSoftmax {
     }
   }
 
+  /// Whether the rows' sums of weights are no numbers.
+  __device__ bool has_no_number() const { return !(sum_[0] + sum_[1] >= 0.0f); }
+
   /// Whether this thread's row r (0, 1) is one of the piece's.
   __device__ bool exists(int r) const { return piece_.has(row_ + 8 * r); }
 
   __device__ QueryPlace place(int r) const { return piece_.place(row_ + 8 * r); }
 
  private:
-  static constexpr bool  plain    = Tile::scores == Scores::plain;
+  static constexpr bool  plain     = Tile::scores == Scores::plain;
+  static constexpr bool  exponents = Tile::e4m3 && plain;  // what maxima are kept as
   static constexpr float infinity = __builtin_huge_valf(), largest = 3.402823466e38f;
+  // Weights may pass the greatest one's 1 by 2^8; of e4m3, whose numbers end at 2^8.8 and 2^-9, it is 2^8, and may be passed by 2^0.75.
+  static constexpr float headroom = Tile::e4m3 ? 0.75f : 8.0f;
+  static constexpr float lift     = Tile::e4m3 ? (plain ? 8.0f : 8.0f / log2_e) : 0.0f;
 
   /// The keys that a query of the piece may see.
   __device__ KeyInterval window(std::int32_t query) const {
@@ -99,9 +117,39 @@ class RowSoftmax {
     for (int i = 0; i < count; ++i) function(scores[i], i / 2 % 2, i / 4 * 8 + i % 2 + column_);
   }
 
+  /// What exponents were lowered by.  Maxima that are exponents say it: a register less.
+  __device__ float shift(int r) const {
+    if constexpr (exponents)
+      return max_[r] == -infinity ? 0.0f : max_[r] - lift;
+    else
+      return shift_[r];
+  }
+
+  /// The greatest score of each row among its four threads.
+  __device__ static void maxima(const float (&scores)[count], float (&greatest)[2]) {
+    // Two chains a row where the products do not hide what one takes.
+    constexpr int chains = Tile::e4m3 ? 2 : 1;
+    float         chain[2 * chains];
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      float& most = chain[i / 2 % (2 * chains)];
+      most        = i < 4 * chains && i % 2 == 0 ? scores[i] : fmaxf(most, scores[i]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) greatest[r] = chains == 2 ? fmaxf(chain[r], chain[r + 2]) : chain[r];
+  }
+
+  /// Whether a tile's keys are in the windows of all of the warp's rows; or of the piece's, which are in shared memory: two registers less.
+  __device__ bool is_clear(std::int32_t first_key) const {
+    if constexpr (Tile::e4m3)
+      return first_key >= piece_.clear_begin && first_key + Tile::keys <= piece_.clear_end;
+    else
+      return first_key >= clear_begin_ && first_key + Tile::keys <= clear_end_;
+  }
+
   /// Keys outside a row's window get -infinity.
   __device__ void hide(float (&scores)[count], std::int32_t first_key) const {
-    if (first_key >= clear_begin_ && first_key + Tile::keys <= clear_end_) return;
+    if (is_clear(first_key)) return;
     std::int32_t begin[2], end[2];  // columns of the tile
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -115,9 +163,10 @@ class RowSoftmax {
   }
 
   /// The formula of PairScores (attention_tile.hpp), an option at a time.  A row that does not exist reads the last one's options.
-  __device__ void bias(float (&scores)[count], std::int32_t first_key) const {
-    const AttentionProblem& p = call_.problem;
-    for_each(scores, [&](float& x, int, int) { x *= p.scale; });
+  __device__ void bias(float (&scores)[count], std::int32_t first_key, float factor) const {
+    const AttentionProblem& p     = call_.problem;
+    const float             scale = Tile::e4m3 ? factor : p.scale;
+    for_each(scores, [&](float& x, int, int) { x *= scale; });
     if (p.softcap > 0.0f) for_each(scores, [&](float& x, int, int) { x = p.softcap * tanhf(x / p.softcap); });
     const std::int32_t first_position[2] = {piece_.position + query(0) - first_key,  // i' - j of the rows and the first column
                                             piece_.position + query(1) - first_key};

@@ -13,8 +13,10 @@
 
 namespace Tributary::Impl::SM90 {
 
-/// A panel is 64 columns, 128 bytes, which the copy engine swizzles.
+/// A panel is 128 bytes of each row, which the copy engine swizzles: 64 columns of a 2-byte type.
 inline constexpr int panel_columns = 64, panel_row_bytes = 128;
+
+constexpr std::int64_t bytes_of(ElementType type) { return type == ElementType::float32 ? 4 : (type == ElementType::float8_e4m3 ? 1 : 2); }
 
 /// The tile's head dimension for one of the problem.
 constexpr int tile_dim(std::int32_t dim) { return dim <= 64 ? 64 : (dim <= 128 ? 128 : (dim <= 192 ? 192 : 256)); }
@@ -22,9 +24,10 @@ constexpr int tile_dim(std::int32_t dim) { return dim <= 64 ? 64 : (dim <= 128 ?
 /// For boxes of one panel of `box_rows` rows of one head.
 inline CUtensorMap attention_map(ElementType type, const void* data, const std::int64_t (&strides)[3], std::int64_t batch,
                                  std::int64_t rows, std::int32_t heads, std::int32_t columns, int box_rows) {
-  return tensor_map<4>(
-      type, data,
-      {.extents = {columns, heads, rows, batch}, .strides = {strides[2], strides[1], strides[0]}, .box = {panel_columns, 1, box_rows, 1}});
+  return tensor_map<4>(type, data,
+                       {.extents = {columns, heads, rows, batch},
+                        .strides = {strides[2], strides[1], strides[0]},
+                        .box     = {static_cast<int>(panel_row_bytes / bytes_of(type)), 1, box_rows, 1}});
 }
 
 /// The reasons against the level that forward and backward share; empty if there is none.
@@ -36,11 +39,12 @@ std::string no_attention_inputs(const Exec& exec, const AttentionProblem& p, con
   if (std::max({p.queries, p.keys, std::abs(p.query_offset - p.key_offset)}) >= std::int64_t{1} << 29)
     return "there are 2^29 or more queries or keys, or between their offsets";
   if (rotary.dims > 0 && p.head_dim % 8 != 0) return "rows of rotated heads are no multiples of 16 bytes";
-  if (rotary.dims == 0 && !multiple_of_16_bytes(p.query, {p.batch, p.queries, p.heads}, p.query_strides, 2))
+  const std::int64_t size = bytes_of(p.type);
+  if (rotary.dims == 0 && !multiple_of_16_bytes(p.query, {p.batch, p.queries, p.heads}, p.query_strides, size))
     return "query's base or strides are no multiples of 16 bytes";
-  if (rotary.dims == 0 && !multiple_of_16_bytes(p.key, {p.batch, p.keys, p.key_heads}, p.key_strides, 2))
+  if (rotary.dims == 0 && !multiple_of_16_bytes(p.key, {p.batch, p.keys, p.key_heads}, p.key_strides, size))
     return "key's base or strides are no multiples of 16 bytes";
-  if (!multiple_of_16_bytes(p.value, {p.batch, p.keys, p.key_heads}, p.value_strides, 2))
+  if (!multiple_of_16_bytes(p.value, {p.batch, p.keys, p.key_heads}, p.value_strides, size))
     return "value's base or strides are no multiples of 16 bytes";
   return "";
 }
@@ -57,8 +61,9 @@ inline bool plain_scores(const AttentionProblem& p) {
 }
 
 /// Whether rows must be zeroed before they are multiplied with weights of zero: those that key_keep hides, and the next sequence's, may
-/// hold anything.
+/// hold anything.  Values of e4m3 are clean once they are transposed.
 KOKKOS_INLINE_FUNCTION bool has_rows_to_clean(const AttentionProblem& p) {
+  if (p.type == ElementType::float8_e4m3) return false;
   return p.key_keep != nullptr || p.packed.cu_seqlens_q != nullptr;
 }
 
@@ -106,24 +111,37 @@ __device__ inline float one_of(std::uint32_t two, int which) {
     return ptx::cvt_f32_f16(static_cast<std::uint16_t>(which == 0 ? two : two >> 16));
 }
 
-/// Accumulators as an A operand in registers: neighbouring columns in pairs.
+/// Accumulators as an A operand in registers: neighbouring columns in pairs; of e4m3 two such pairs, 8 columns apart, which an operand has
+/// side by side: the product's other operand has its depth in the same order (transposed_place).
 template <class Element, int Count>
-__device__ inline void pack(const float (&values)[Count], std::uint32_t (&packed)[Count / 2]) {
+__device__ inline void pack(const float (&values)[Count], std::uint32_t (&packed)[Count * sizeof(Element) / 4]) {
+  if constexpr (sizeof(Element) == 2) {
 #pragma unroll
-  for (int i = 0; i < Count / 2; ++i) packed[i] = two_of<Element>(values[2 * i], values[2 * i + 1]);
+    for (int i = 0; i < Count / 2; ++i) packed[i] = two_of<Element>(values[2 * i], values[2 * i + 1]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < Count / 4; ++i) {
+      const int first = i / 2 * 8 + i % 2 * 2;  // of 16 columns, the first row's or the second row's
+      packed[i]       = ptx::cvt_e4m3x4_f32(values[first], values[first + 1], values[first + 4], values[first + 5]);
+    }
+  }
 }
 
-/// Columns `column` and `column + 1` of a row that has `columns`, as the element type that the output turned out to have; rows are aligned.
+/// Columns `column` and `column + 1` of a row that has `columns`, as the type that the output turned out to have; rows are aligned.
 template <class Element>
-__device__ inline void store_pair(bool as_float, void* data, std::int64_t row, std::int32_t column, std::int32_t columns, float first,
+__device__ inline void store_pair(ElementType type, void* data, std::int64_t row, std::int32_t column, std::int32_t columns, float first,
                                   float second) {
   if (column + 1 < columns) {
-    if (as_float)
+    if (type == ElementType::float32)
       *reinterpret_cast<float2*>(static_cast<float*>(data) + row + column) = {first, second};
-    else
+    else if constexpr (sizeof(Element) == 2)
       *reinterpret_cast<std::uint32_t*>(static_cast<Element*>(data) + row + column) = two_of<Element>(first, second);
+    else if (type == ElementType::bfloat16)
+      *reinterpret_cast<std::uint32_t*>(static_cast<bfloat16_t*>(data) + row + column) = two_of<bfloat16_t>(first, second);
+    else
+      *reinterpret_cast<std::uint32_t*>(static_cast<half_t*>(data) + row + column) = two_of<half_t>(first, second);
   } else if (column < columns) {
-    store_as<Element>(as_float, data, row + column, first);
+    store_out<Element>(type, data, row + column, first);
   }
 }
 

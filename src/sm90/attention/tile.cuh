@@ -16,11 +16,12 @@ namespace Tributary::Impl::SM90 {
 struct AttentionPiece {
   std::int32_t batch;  // -1: there is no more work
   std::int32_t head, key_head;
-  std::int32_t row, rows;              // of the tensors
-  std::int32_t sequence, first_query;  // row's number in it
-  std::int32_t position;               // i' of the first row
-  std::int32_t first_key, keys;        // of the sequence: row of the tensors, number
-  std::int32_t key_tiles, last_tile;   // visited downwards, from this tile of the sequence on
+  std::int32_t row, rows;               // of the tensors
+  std::int32_t sequence, first_query;   // row's number in it
+  std::int32_t position;                // i' of the first row
+  std::int32_t first_key, keys;         // of the sequence: row of the tensors, number
+  std::int32_t key_tiles, last_tile;    // visited downwards, from this tile of the sequence on
+  std::int32_t clear_begin, clear_end;  // keys between them are in the windows of all rows
 
   // A row of a tile is a query of the piece.
   __device__ std::int32_t query_of(std::int32_t row) const { return row; }
@@ -31,8 +32,9 @@ struct AttentionPiece {
   }
 };
 
-/// Keys of a tile: a register file holds the scores of 64 queries x keys and the sums of 64 x value_dim of a warpgroup, shared memory two
-/// tiles of keys and two of values.  Tiles of FlashAttention-3, but narrower ones where every pair is worked out on its own.
+/// Keys of a tile of a 2-byte type: a register file holds the scores of 64 queries x keys and the sums of 64 x value_dim of a warpgroup,
+/// shared memory two tiles of keys and two of values.  Tiles of FlashAttention-3, but narrower ones where every pair is worked out on its
+/// own.
 constexpr int attention_keys(int head_dim, int value_dim, Scores scores, bool causal) {
   if (scores == Scores::biased) return 64;
   if (head_dim == 256) return 80;
@@ -45,21 +47,28 @@ struct AttentionTile {
   using Element                  = Element_;
   using Piece                    = AttentionPiece;
   static constexpr Scores scores = TheScores;
+  // Of e4m3 a tile's keys share their scales.  Tensor cores add its products with some 14 bits, so a tile's are added up in float, and its
+  // values come transposed (transpose_values.cuh): operands of single bytes have their depth along the rows.
+  static constexpr bool e4m3 = std::is_same_v<Element, float8_e4m3_t>;
 
   static constexpr int head_dim = HeadDim, value_dim = ValueDim;  // of the problem, rounded up: what is missing comes as zeros
-  static constexpr int keys = attention_keys(HeadDim, ValueDim, TheScores, Causal);
+  // Beside scores and sums there are a tile's products with values: 64 + 64 + 64 registers at 128 keys.
+  static constexpr int keys = e4m3 ? (TheScores == Scores::biased ? 64 : 128) : attention_keys(HeadDim, ValueDim, TheScores, Causal);
+  static_assert(!e4m3 || (HeadDim == 128 && ValueDim == 128 && attention_scale_rows % keys == 0));
 
   // Short rows leave registers for a third warpgroup.
   static constexpr int groups     = HeadDim == 64 ? 3 : 2;  // that multiply
   static constexpr int group_rows = 64;                     // queries of a warpgroup: wgmma's M
   static constexpr int rows       = groups * group_rows;
   static constexpr int math_warps = 4 * groups, team_threads = 128 * (groups + 1);
-  static constexpr int math_registers = groups == 3 ? 160 : 232, other_registers = groups == 3 ? 32 : 40;
+  static constexpr int math_registers = e4m3 ? 240 : (groups == 3 ? 160 : 232), other_registers = e4m3 ? 24 : (groups == 3 ? 32 : 40);
 
+  static constexpr int  columns      = panel_row_bytes / static_cast<int>(sizeof(Element));  // of a panel
+  static constexpr int  query_panels = HeadDim / columns, value_panels = ValueDim / columns;
   static constexpr int  query_panel_bytes = group_rows * panel_row_bytes, key_panel_bytes = keys * panel_row_bytes;
-  static constexpr int  query_bytes = HeadDim / panel_columns * query_panel_bytes;  // of a warpgroup
-  static constexpr int  key_bytes = HeadDim / panel_columns * key_panel_bytes, value_bytes = ValueDim / panel_columns * key_panel_bytes;
-  static constexpr int  stages     = 2;
+  static constexpr int  query_bytes = query_panels * query_panel_bytes;  // of a warpgroup
+  static constexpr int  key_bytes = query_panels * key_panel_bytes, value_bytes = value_panels * key_panel_bytes;
+  static constexpr int  stages     = e4m3 ? 4 : 2;
   static constexpr bool take_turns = groups == 2;  // at the tensor cores; three find an order of their own
 
   static constexpr int keys_offset   = groups * query_bytes;
@@ -92,6 +101,7 @@ struct AttentionShared {
   std::uint64_t  value_full[Tile::stages], value_clean[Tile::stages], value_empty[Tile::stages];
   std::uint64_t  piece_full[2], piece_empty[2];
   AttentionPiece pieces[2];
+  float          key_factor[Tile::stages], value_scale[Tile::stages];  // of e4m3
 };
 
 }  // namespace Tributary::Impl::SM90

@@ -30,6 +30,7 @@ template <class Element_, Scores TheScores>
 struct WideTile {
   using Element                  = Element_;
   using Piece                    = GroupedPiece;
+  static constexpr bool   e4m3   = false;
   static constexpr Scores scores = TheScores;
 
   static constexpr int dim = 512;  // of keys and values; what is missing comes as zeros

@@ -30,6 +30,9 @@ __device__ inline std::uint64_t not_kept(std::uint64_t descriptor) {
   return descriptor;
 }
 
+/// Keeps the compiler from keeping what it worked out from a number: it is worked out again, which takes no register meanwhile.
+__device__ inline void forget(std::uint32_t& number) { asm volatile("" : "+r"(number)); }
+
 /// D = float[N / 2] a thread.  `issue(d, a, b, accumulate)`: A and B in shared memory, the depth along their rows.
 /// accumulate = false overwrites D.
 template <class Element, int N>
@@ -46,6 +49,11 @@ struct WgmmaAcrossB;
 /// The same with A = four registers a thread, and B's depth across its rows: B[k, N] as it lies.  For 2-byte elements.
 template <class Element, int N>
 struct WgmmaRegisterA;
+
+/// The same with A = four registers a thread, and B's depth along its rows; `accumulate` as in Wgmma.  For e4m3, whose operands in shared
+/// memory must lie so.
+template <class Element, int N>
+struct WgmmaRegisterARows;
 
 // clang-format off
 // An accumulator is an operand of its own: lists of them, eight at a time, and of their numbers in the instruction.
@@ -84,6 +92,8 @@ TRIBUTARY_WGMMA_HALVES(112, 56, "%56", "%57", "%58")
 TRIBUTARY_WGMMA_HALVES(128, 64, "%64", "%65", "%66")
 TRIBUTARY_WGMMA_HALVES(160, 80, "%80", "%81", "%82")
 TRIBUTARY_WGMMA_HALVES(256, 128, "%128", "%129", "%130")
+TRIBUTARY_WGMMA(Wgmma, float8_e4m3_t, 64, 32, "k32.f32.e4m3.e4m3", "", "%32", "%33", "%34")
+TRIBUTARY_WGMMA(Wgmma, float8_e4m3_t, 128, 64, "k32.f32.e4m3.e4m3", "", "%64", "%65", "%66")
 TRIBUTARY_WGMMA(Wgmma, float8_e4m3_t, 256, 128, "k32.f32.e4m3.e4m3", "", "%128", "%129", "%130")
 TRIBUTARY_WGMMA(WgmmaAcross, bfloat16_t, 64, 32, "k16.f32.bf16.bf16", ", 1, 1", "%32", "%33", "%34")
 TRIBUTARY_WGMMA(WgmmaAcross, half_t, 64, 32, "k16.f32.f16.f16", ", 1, 1", "%32", "%33", "%34")
@@ -109,6 +119,15 @@ TRIBUTARY_WGMMA_REGISTER_A_HALVES(64, 32, "%32, %33, %34, %35", "%36")
 TRIBUTARY_WGMMA_REGISTER_A_HALVES(128, 64, "%64, %65, %66, %67", "%68")
 TRIBUTARY_WGMMA_REGISTER_A_HALVES(192, 96, "%96, %97, %98, %99", "%100")
 TRIBUTARY_WGMMA_REGISTER_A_HALVES(256, 128, "%128, %129, %130, %131", "%132")
+
+template <>
+struct WgmmaRegisterARows<float8_e4m3_t, 128> {
+  __device__ static void issue(float (&d)[64], const std::uint32_t* a, std::uint64_t b, bool accumulate) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" TRIBUTARY_NAMES64 "}, {%64, %65, %66, %67}, %68, p, 1, 1;\n}\n"
+                 : TRIBUTARY_D64 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+  }
+};
 // clang-format on
 
 #undef TRIBUTARY_D8

@@ -84,6 +84,8 @@ struct TeamPolicy {
   template <class Exec, class... Arguments>
   TeamPolicy(const Exec&, int league_size, const Arguments&...) : league(league_size) {}
 };
+template <class>
+struct IndexType {};
 template <class...>
 struct RangePolicy {
   std::int64_t begin, end;

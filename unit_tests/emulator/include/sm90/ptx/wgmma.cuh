@@ -21,6 +21,7 @@ void pin(float (&d)[Count]) {
 }
 
 inline std::uint64_t not_kept(std::uint64_t descriptor) { return descriptor; }
+inline void          forget(std::uint32_t&) {}
 
 template <class Element, int N, TributaryTest::Emulator::Operands TheOperands>
 struct EmulatedWgmma {
@@ -32,8 +33,8 @@ struct EmulatedWgmma {
   static void issue(float (&d)[N / 2], std::uint64_t a, std::uint64_t b, bool accumulate) {
     TributaryTest::Emulator::wgmma_issue({N, TheOperands, format, accumulate, a, b}, d, nullptr);
   }
-  static void issue(float (&d)[N / 2], const std::uint32_t* a, std::uint64_t b) {
-    TributaryTest::Emulator::wgmma_issue({N, TheOperands, format, true, 0, b}, d, a);
+  static void issue(float (&d)[N / 2], const std::uint32_t* a, std::uint64_t b, bool accumulate = true) {
+    TributaryTest::Emulator::wgmma_issue({N, TheOperands, format, accumulate, 0, b}, d, a);
   }
 };
 template <class Element, int N>
@@ -44,5 +45,7 @@ template <class Element, int N>
 using WgmmaAcrossB = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::across_b>;
 template <class Element, int N>
 using WgmmaRegisterA = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::register_a>;
+template <class Element, int N>
+using WgmmaRegisterARows = EmulatedWgmma<Element, N, TributaryTest::Emulator::Operands::register_a_rows>;
 
 }  // namespace Tributary::Impl::SM90::ptx
