@@ -311,8 +311,6 @@ Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryPr
   const Level wanted    = arguments.inputs.options->level;
   std::string no_hopper = no_sm90;
   if constexpr (has_sm90<Exec>) no_hopper = SM90::no_attention_forward(exec, problem, rotary, arguments);
-  // Longer heads and e4m3 take it when the call names it: `automatic` will once the tests of their kernels have passed on a device.
-  if (wanted == Level::automatic && (SM90::is_wide(problem) || problem.type == ElementType::float8_e4m3)) no_hopper = no_sm90;
   return choose_level("attention_forward", wanted, host_memory<Exec>, no_hopper);
 }
 

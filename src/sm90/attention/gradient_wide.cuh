@@ -37,6 +37,9 @@ class WideDifferentiator : GradientWarp<Tile> {
   enum class Role { weighs, differentiates };
 
   static constexpr bool plain = Tile::scores == Scores::plain;
+  // The second part of a gradient of queries is handed over a step later, when the first one has left the place and other products are on
+  // their way; but where pairs are worked out on their own there are no registers for it.
+  static constexpr bool late = plain;
 
   template <Role TheRole>
   __device__ void differentiate(const GradientPiece& piece) {
@@ -66,14 +69,14 @@ class WideDifferentiator : GradientWarp<Tile> {
       for (std::int32_t n = 0; n + 1 < steps; ++n)
         take_step<TheRole, false>(gradient, piece, n, step, products, grad_query, grad_key, grad_value);
       take_step<TheRole, true>(gradient, piece, steps - 1, step, products, grad_query, grad_key, grad_value);
-      this->hand_over(grad_query, group());
+      if (late) this->hand_over(grad_query, group());
       release(&shared_.keys_empty);
     }
     this->store(piece, grad_key, grad_value, gradient.value_factor());
   }
 
-  // No branch around a product in either step: ptxas would serialise them all.  `grad_query` is the second part of the gradient of the
-  // queries of the step before: it is handed over when new products are on their way, and the first part has left the place.
+  // No branch around a product in either step: ptxas would serialise them all.  `grad_query` is the second part of the gradient of queries,
+  // of the step before where it is late.
 
   template <Role TheRole, bool Last>
   __device__ void take_step(GradientScores<Tile>& gradient, const GradientPiece& piece, std::int32_t n, GradientStep<Tile>& step,
@@ -101,7 +104,7 @@ class WideDifferentiator : GradientWarp<Tile> {
       this->wait_for_queries(query_at_);
       multiply_rows(scores, Tile::keys_offset, queries());
     }
-    if (n > 0) this->hand_over(grad_query, group());
+    if (late && n > 0) this->hand_over(grad_query, group());
     ptx::wgmma_wait_group<Last ? 0 : 1>();
     ptx::pin(grad_value);
     release(&shared_.weights_empty[score_at_.slot], &shared_.grad_out_empty[grad_out_at_.slot]);
@@ -115,8 +118,9 @@ class WideDifferentiator : GradientWarp<Tile> {
     }
     query_at_ = query_at;
     score_at_ = score_at;
-    float first_part[32];
-    multiply_gradients(grad_key, first_part, grad_query);
+    float first_part[32], of_step[32];
+    float(&second_part)[32] = late ? grad_query : of_step;
+    multiply_gradients(grad_key, first_part, second_part);
     ptx::wgmma_wait_group<2>();
     ptx::pin(grad_key);
     release(&shared_.queries_empty[query_at_.slot]);
@@ -124,8 +128,9 @@ class WideDifferentiator : GradientWarp<Tile> {
     ptx::pin(first_part);
     this->hand_over(first_part, group());
     ptx::wgmma_wait_group<0>();
-    ptx::pin(grad_query);
+    ptx::pin(second_part);
     release(&shared_.scores_empty[score_at_.slot]);
+    if (!late) this->hand_over(second_part, group());
   }
 
   /// The second warpgroup's step: from its products of values and gradients of outputs to the next step's.
@@ -135,7 +140,7 @@ class WideDifferentiator : GradientWarp<Tile> {
     this->wait_for_queries(query_at_);
     wait(shared_.weights_full, score_at_);
     multiply_shared(grad_value, Tile::weights_place, grad_out());
-    if (n > 0) this->hand_over(grad_query, group());
+    if (late && n > 0) this->hand_over(grad_query, group());
     std::uint32_t weights[count / 2];
 #pragma unroll
     for (int i = 0; i < count / 2; ++i) weights[i] = *this->word(scores() + Tile::slopes_place, i);
@@ -146,8 +151,9 @@ class WideDifferentiator : GradientWarp<Tile> {
     store_words(gradients, scores() + Tile::gradients_place);
     ptx::fence_proxy_async();
     release(&shared_.scores_full[score_at_.slot]);
-    float first_part[32];
-    multiply_gradients(grad_key, first_part, grad_query);
+    float first_part[32], of_step[32];
+    float(&second_part)[32] = late ? grad_query : of_step;
+    multiply_gradients(grad_key, first_part, second_part);
     ptx::wgmma_wait_group<3>();
     ptx::pin(grad_value);
     release(&shared_.weights_empty[score_at_.slot], &shared_.grad_out_empty[grad_out_at_.slot]);
@@ -166,8 +172,9 @@ class WideDifferentiator : GradientWarp<Tile> {
       step.next(piece);
     }
     ptx::wgmma_wait_group<Last ? 0 : 1>();
-    ptx::pin(grad_query);
+    ptx::pin(second_part);
     release(&shared_.scores_empty[score_at_.slot]);
+    if (!late) this->hand_over(second_part, group());
     ptx::wgmma_wait_group<0>();
     ptx::pin(gradients);
   }
