@@ -14,21 +14,6 @@ KOKKOS_INLINE_FUNCTION int place_in_part(int query, int column) {
   return column / 8 * 512 + thread * 4 + query % 16 / 8 * 2 + column % 2;
 }
 
-/// A tile of queries whose sums are this block's turn.
-struct AddingTurn {
-  std::int32_t* turns = nullptr;
-  std::int32_t  turn  = 0;
-
-  /// When what was added is in device memory: the next block's turn.
-  __device__ void end() {
-    if (turns == nullptr) return;
-    ptx::cp_async_bulk_wait();
-    ptx::fence_proxy_async_global();
-    ptx::st_release(turns, turn + 1);
-    turns = nullptr;
-  }
-};
-
 /// Adds the parts up in device memory, each at its turn unless the order may differ; one thread of an adder.
 template <class Tile>
 __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int adder) {
@@ -41,32 +26,24 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
     if (piece.batch < 0) return ptx::cp_async_bulk_wait();
     const std::int32_t steps = steps_of(p, piece);
     GradientStep<Tile> step(p, piece);
-    AddingTurn         last;
     for (std::int32_t n = 0; n < steps; ++n, adder_at.next(), step.next(piece)) {
       if (Tile::turns == 1 && adder_at.slot != adder) continue;
       // How many blocks of keys come before this one, of those that the tile of queries sees.
-      const std::int32_t  start     = piece.key_row - piece.first_key;  // row of the sequence's first key
-      const std::int32_t  seen      = piece.left < 0 ? 0 : max(step.position(piece) - piece.left, 0);
-      const std::int32_t  turn      = piece.key_row / Tile::keys - (start + seen) / Tile::keys;
-      const std::int64_t  at        = (piece.first_slot + step.tile) * std::int64_t{p.heads} + step.head;
-      std::int32_t* const turns     = call.plan.turns + at * Tile::turns + (Tile::turns == 1 ? 0 : adder);
-      bool                has_turn  = false;
-      const auto          take_turn = [&] {
-        if (has_turn) return;
-        has_turn = true;
-        last.end();
-        if (!p.deterministic) return;
+      const std::int32_t  start = piece.key_row - piece.first_key;  // row of the sequence's first key
+      const std::int32_t  seen  = piece.left < 0 ? 0 : max(step.position(piece) - piece.left, 0);
+      const std::int32_t  turn  = piece.key_row / Tile::keys - (start + seen) / Tile::keys;
+      const std::int64_t  at    = (piece.first_slot + step.tile) * std::int64_t{p.heads} + step.head;
+      std::int32_t* const turns = call.plan.turns + at * Tile::turns + (Tile::turns == 1 ? 0 : adder);
+      if (p.deterministic) {
         while (ptx::ld_acquire(turns) != turn) __nanosleep(20);
         ptx::fence_proxy_async_global();
-      };
-      if constexpr (!Tile::ends_turns_late) take_turn();
+      }
       float* const to = call.plan.sums + at * Tile::parts * gradient_part_floats;
       for (int part = 0; part < Tile::parts_of_group; ++part) {
         for (int group = 0; group < Tile::groups; ++group) {
           if (!Tile::adds(adder, group, adder_at.slot) || !Tile::has_part(group, n)) continue;
           ptx::mbarrier_wait(&shared.sums_full[adder][group], sums_round[group]);
           sums_round[group] ^= 1;
-          take_turn();
           const auto* const from    = reinterpret_cast<const float*>(scratch + Tile::sums_offset) + group * gradient_part_floats;
           float* const      part_to = to + (Tile::parts == 1 ? 0 : group * Tile::parts_of_group + part) * gradient_part_floats;
           if (p.deterministic && turn == 0)
@@ -80,11 +57,11 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
           if (Tile::adds(adder, group, adder_at.slot) && Tile::has_part(group, n)) ptx::mbarrier_arrive(&shared.sums_empty[group]);
       }
       if (p.deterministic) {
-        last = {turns, turn};
-        if constexpr (!Tile::ends_turns_late) last.end();
+        ptx::cp_async_bulk_wait();
+        ptx::fence_proxy_async_global();
+        ptx::st_release(turns, turn + 1);
       }
     }
-    last.end();
     ptx::mbarrier_arrive(&shared.piece_empty[piece_at.slot]);
   }
 }

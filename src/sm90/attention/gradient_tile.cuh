@@ -69,7 +69,6 @@ struct GradientTile {
   // Two warps add gradients of queries up, every other step: one waits for its turn while the other's sums are on their way.
   static constexpr int               adders = 2, turns = 1, parts_of_group = 1;
   KOKKOS_INLINE_FUNCTION static bool adds(int adder, int, std::int32_t step) { return step % adders == adder; }
-  static constexpr bool              ends_turns_late = false;
 };
 
 /// Rows up to 256: the warpgroups share 64 keys, each has half of the columns of their gradients.  One weighs scores, the other one makes
@@ -112,11 +111,9 @@ struct WideGradientTile {
   static constexpr int               parts = panels;  // of the gradient of a step's queries: two of each warpgroup
   KOKKOS_INLINE_FUNCTION static bool has_part(int, std::int32_t) { return true; }
 
-  // Each warpgroup has a warp that adds its parts up, with turns of their own: the warpgroups are not at the same step.  It is alone with
-  // every step, and does not wait for what is on its way to memory before the next one's sums have come.
+  // Each warpgroup has a warp that adds its parts up, with turns of their own: the warpgroups are not at the same step.
   static constexpr int               adders = 2, turns = 2, parts_of_group = 2;
   KOKKOS_INLINE_FUNCTION static bool adds(int adder, int group, std::int32_t) { return group == adder; }
-  static constexpr bool              ends_turns_late = true;
 };
 
 struct GradientMaps {
