@@ -85,7 +85,9 @@ struct AttentionOptions {
   /// a sequence.  key_keep is then [Sk]; a row of keep and additive_mask is a packed query row, a column a key's number in its sequence.
   PackedSequences sequences = {};
   /// For float8_e4m3_t, and only for it: finite positive scales, one for each attention_scale_rows neighbouring rows of a head, whatever
-  /// sequence they are in: a stored value times its scale is the value.  quantize_e4m3_heads makes them.
+  /// sequence they are in: a stored value times its scale is the value.  quantize_e4m3_heads makes them.  The Hopper level rounds weights
+  /// to e4m3, too: those below some 2^-18 of their row's greatest count in the denominator but not in the sum of values; and it copies the
+  /// values in every call (B Hkv Dv ceil(Sk/128) 128 bytes of workspace), which costs little where queries are many.
   ArrayOption<float, 3> query_scale = {};  ///< [B, Hq, ceil(Sq/128)]
   ArrayOption<float, 3> key_scale   = {};  ///< [B, Hkv, ceil(Sk/128)]
   ArrayOption<float, 3> value_scale = {};  ///< [B, Hkv, ceil(Sk/128)]
@@ -282,11 +284,9 @@ std::size_t attention_forward_workspace_size(const Exec& exec, const Query& quer
 ///               without a legal key
 /// \param options    masks, biases, rotary embedding, dropout, packed sequences, scales, a state to go on from, level
 /// \param workspace  rank-1 View of std::byte with at least attention_forward_workspace_size bytes.  With it nothing is allocated or
-/// fenced;
-///               without it the operator allocates one and fences when freeing it
+///               fenced; without it the operator allocates one and fences when freeing it
 /// \throws std::invalid_argument on mismatched extents, options out of range, missing or superfluous scales, overlapping arrays,
-/// unreachable
-///         memory, too small a workspace
+///         unreachable memory, too small a workspace
 template <ExecutionSpace Exec, Impl::AnyView Query, Impl::AnyView Key, Impl::AnyView Value, Impl::AnyView Out, Impl::OptionalView Lse,
           Impl::WorkspaceView Workspace>
 void attention_forward(const Exec& exec, const Query& query, const Key& key, const Value& value, const Out& out, const Lse& lse,

@@ -308,10 +308,9 @@ AttentionForwardOutput forward_output(const AttentionForwardArguments& a) {
 
 template <class Exec>
 Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryProblem& rotary, const AttentionForwardArguments& arguments) {
-  const Level wanted    = arguments.inputs.options->level;
   std::string no_hopper = no_sm90;
   if constexpr (has_sm90<Exec>) no_hopper = SM90::no_attention_forward(exec, problem, rotary, arguments);
-  return choose_level("attention_forward", wanted, host_memory<Exec>, no_hopper);
+  return choose_level("attention_forward", arguments.inputs.options->level, host_memory<Exec>, no_hopper);
 }
 
 }  // namespace

@@ -263,7 +263,7 @@ TEST_F(AttentionE4m3Hopper, EqualWeightsGiveMeans) {
 
 TEST_F(AttentionE4m3Hopper, ManyTilesAgreeWithThePortableLevel) {
   // Weights are rounded to e4m3, by up to 2^-4 each and independently of each other; the mean of 1700 values is off by 2^-4 / sqrt(1700) of
-  // their spread, some 0.002, five times that at the most.  Causal rows with few keys are off by more.
+  // their spread, some 0.002, five times that at the most.
   SCOPED_TRACE(seed_text());
   Random random(213);
   for (const bool causal : {false, true}) {

@@ -54,6 +54,38 @@ TEST_F(TopkHopper, HardRows) {
   }
 }
 
+/// Rows on which the sample that long rows begin with says little, or too much.
+template <class Value>
+void rows_that_mislead_a_sample() {
+  SCOPED_TRACE(seed_text());
+  Random             random(8);
+  const std::int64_t n = 40000, segment = 32 * 16 / static_cast<std::int64_t>(sizeof(Value));  // what a warp loads at once
+  Array<Value, 3>    values({1, 8, n});
+  const auto         few = [](std::int64_t j) { return static_cast<float>(j % 7); };
+  // The sample: a segment of every count-th, from the middle one of the first count on.
+  const std::int64_t chunk = 4096, chunks = (n + chunk - 1) / chunk;
+  const auto         sampled = [&](std::int64_t j) { return j / segment % chunks == chunks / 2; };
+  for (std::int64_t j = 0; j < n; ++j) {
+    values(0, 0, j) = static_cast<Value>(20000 <= j && j < 24600 ? 9.0f : few(j));
+    values(0, 1, j) = static_cast<Value>(20460 <= j && j < 24600 ? 9.0f : few(j));
+    values(0, 2, j) = static_cast<Value>(j < 20000 ? -5.0f : j >= 30000 && j % 100 == 0 ? 3.0f : 0.0f);
+    values(0, 3, j) = static_cast<Value>(sampled(j) ? 9.0f : few(j));                           // equal, and the best
+    values(0, 4, j) = static_cast<Value>(sampled(j) && j % 128 == 0 ? 9.0f : random.normal());  // the best are there alone
+    values(0, 5, j) = static_cast<Value>(sampled(j) ? nan : random.normal());
+    values(0, 6, j) = static_cast<Value>(sampled(j) ? -infinity : few(j));
+    values(0, 7, j) = static_cast<Value>(sampled(j) ? 10.0f + random.normal() : random.normal());
+  }
+  Array<std::int32_t, 3> range({1, 8, 2});
+  for (std::int64_t row = 0; row < 8; ++row) range(0, row, 0) = static_cast<std::int32_t>(row * 37), range(0, row, 1) = 39000;
+  for (const std::int64_t k : {1, 64, 300, 512, 1024, 1025, 2048})
+    for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index}) {
+      TopkHopper::expect_right(values, k, {.order = order, .key_splits = 1});
+      TopkHopper::expect_right(values, k, {.order = order, .key_splits = 1}, range);
+    }
+}
+TEST_F(TopkHopper, FloatRowsThatMisleadASample) { rows_that_mislead_a_sample<float>(); }
+TEST_F(TopkHopper, Bfloat16RowsThatMisleadASample) { rows_that_mislead_a_sample<bfloat16_t>(); }
+
 template <class Value>
 void rows_around_borders() {
   SCOPED_TRACE(seed_text());

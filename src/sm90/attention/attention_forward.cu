@@ -10,9 +10,10 @@
 
 // O = softmax(x) V, tiles of queries against a stream of tiles of keys and values.
 //
-// One team an SM draws work items.  One warp loads; two or three warpgroups multiply, each with 64 queries of its own: products with a tile
-// of keys, their softmax in registers, and the weights from there against the tile of values.  Two take turns at the tensor cores, so
-// that one's softmax goes on under the other's products; within a warpgroup, products with the next keys come before the sum of values.
+// One team an SM draws work items.  One warp loads (of e4m3 two); two or three warpgroups multiply, each with 64 queries of its own:
+// products with a tile of keys, their softmax in registers, and the weights from there against the tile of values.  Two take turns at the
+// tensor cores, so that one's softmax goes on under the other's products; within a warpgroup, products with the next keys come before the
+// sum of values.
 
 namespace Tributary::Impl::SM90 {
 namespace {
@@ -438,7 +439,7 @@ void attention_forward(const Exec& exec, const AttentionProblem& problem, const 
   else if (problem.type == ElementType::float16)
     run_dimensions<half_t>(exec, call);
   else
-    run_scores<float8_e4m3_t, 128, 128>(exec, call);  // shorter heads have as many exponentials, which take as long as the products at 128
+    run_scores<float8_e4m3_t, 128, 128>(exec, call);  // shorter heads, too: slower than a tile of their own would be
 }
 
 using Space = Kokkos::Cuda;

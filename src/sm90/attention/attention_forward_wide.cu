@@ -400,10 +400,11 @@ AttentionForwardPlan plan_wide_attention_forward(const Exec& exec, const Attenti
   plan.head_blocks  = (group + plan.tile_heads - 1) / plan.tile_heads;
   plan.blocks       = (p.queries + plan.tile_queries - 1) / plan.tile_queries;
   // Half of the second-level cache for the keys and values of the key heads that are worked on together.
-  const std::int64_t pairs = p.batch * p.key_heads * plan.head_blocks, bytes_of_pair = 2 * p.keys * (p.head_dim + p.value_dim);
-  plan.section =
-      std::clamp<std::int64_t>((std::int64_t{32} << 20) / std::max<std::int64_t>(bytes_of_pair, 1), 1, std::max<std::int64_t>(pairs, 1)) *
-      std::max(plan.head_blocks, 1);
+  const std::int64_t key_pairs = p.batch * p.key_heads, pairs = key_pairs * plan.head_blocks;
+  const std::int64_t bytes_of_pair = 2 * p.keys * (p.head_dim + p.value_dim);
+  plan.section                     = std::clamp<std::int64_t>((std::int64_t{32} << 20) / std::max<std::int64_t>(bytes_of_pair, 1), 1,
+                                          std::max<std::int64_t>(key_pairs, 1)) *
+                 std::max(plan.head_blocks, 1);
   plan.teams     = static_cast<std::int32_t>(std::min<std::int64_t>(exec.cuda_device_prop().multiProcessorCount, pairs * plan.blocks));
   plan.maps      = layout.take<AttentionMaps>(1);
   plan.next_item = layout.take<std::int32_t>(1);

@@ -82,20 +82,6 @@ class GradientWarp {
     ptx::wgmma_commit_group();
   }
 
-  /// sum += 64 rows of what is shared, a row a key, x columns of queries or gradients of outputs.
-  __device__ void multiply_shared(float (&sum)[sums], int rows, int query_columns) const {
-    const std::uint64_t a = ptx::matrix_descriptor<128>(address(rows));
-    const std::uint64_t b = ptx::transposed_descriptor(address(query_columns), Tile::query_panel_bytes);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < Tile::queries / 16; ++step) {
-      const int panel = step / 4, in_panel = step % 4 * 2;
-      ptx::WgmmaAcrossB<Element, columns>::issue(sum, a + static_cast<std::uint64_t>(panel * (Tile::key_panel_bytes / 16) + in_panel),
-                                                 b + static_cast<std::uint64_t>(step * (16 * panel_row_bytes / 16)), true);
-    }
-    ptx::wgmma_commit_group();
-  }
-
   /// sum = gradients of the scores of all keys with 64 queries x a panel of keys.
   __device__ void multiply_keys(float (&sum)[32], int scores, int panel) const {
     const std::uint64_t a = ptx::transposed_descriptor(address(scores), Tile::key_panel_bytes);
@@ -115,11 +101,6 @@ class GradientWarp {
     const int to = scores + row * panel_row_bytes + (row & 7) * 16 + lane_ % 4 * 4;
     return reinterpret_cast<std::uint32_t*>(scratch_ + ((to + n / 8 * Tile::key_panel_bytes) ^ (n % 8 * 16)));
   }
-  __device__ void store_words(const float (&values)[count], int scores) const {
-#pragma unroll
-    for (int i = 0; i < count / 2; ++i) *word(scores, i) = two_of<Element>(values[2 * i], values[2 * i + 1]);
-  }
-
   /// A part of the gradient of queries for the warp that adds it up, in the order of registers.
   __device__ void hand_over(const float (&sum)[32], int adder) {
     ptx::mbarrier_wait(&shared_.sums_empty[group()], sums_round_ ^ 1);

@@ -30,7 +30,6 @@ class WideDifferentiator : GradientWarp<Tile> {
   using Base::multiply_rows;
   using Base::release;
   using Base::shared_;
-  using Base::store_words;
   using Base::sums;
   using Base::wait;
 
@@ -184,9 +183,23 @@ class WideDifferentiator : GradientWarp<Tile> {
   __device__ int grad_out() const { return Base::grad_out_at(grad_out_at_.slot); }
   __device__ int scores() const { return Base::scores_at(score_at_.slot); }
 
-  /// sum += what is shared at `place` x the warpgroup's columns of `rows`; issued, not waited for.
+  /// sum += what is shared at `place`, a row a key, x the warpgroup's columns of `rows`; issued, not waited for.
   __device__ void multiply_shared(float (&sum)[sums], int place, int rows) const {
-    Base::multiply_shared(sum, scores() + place, rows + group() * (Tile::panels / 2) * Tile::query_panel_bytes);
+    const int           columns_at = rows + group() * (Tile::panels / 2) * Tile::query_panel_bytes;
+    const std::uint64_t a          = ptx::matrix_descriptor<128>(this->address(scores() + place));
+    const std::uint64_t b          = ptx::transposed_descriptor(this->address(columns_at), Tile::query_panel_bytes);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < Tile::queries / 16; ++step) {
+      const int panel = step / 4, in_panel = step % 4 * 2;
+      ptx::WgmmaAcrossB<Element, Base::columns>::issue(sum, a + static_cast<std::uint64_t>(panel * (Tile::key_panel_bytes / 16) + in_panel),
+                                                       b + static_cast<std::uint64_t>(step * (16 * panel_row_bytes / 16)), true);
+    }
+    ptx::wgmma_commit_group();
+  }
+  __device__ void store_words(const float (&values)[count], int to) const {
+#pragma unroll
+    for (int i = 0; i < count / 2; ++i) *this->word(to, i) = two_of<Element>(values[2 * i], values[2 * i + 1]);
   }
   /// The step's gradients of scores, once they are shared, with queries and with each of the warpgroup's panels of keys: three groups of
   /// products, issued, not waited for.

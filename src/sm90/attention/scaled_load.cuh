@@ -84,11 +84,18 @@ class ScaledLoader {
     for (int n = 0; n < piece.key_tiles; ++n, key -= Tile::keys, tile_at_.next()) {
       const float scale = scales[key / static_cast<std::int32_t>(attention_scale_rows)];
       ptx::mbarrier_wait(&empty[tile_at_.slot], tile_at_.round ^ 1);
-      to[tile_at_.slot] = factor * scale;
+      to[tile_at_.slot] = usable(factor * scale);
       ptx::mbarrier_arrive_expect_tx(&full[tile_at_.slot], Tile::key_bytes);
       ptx::cp_async_bulk_tensor(tiles + tile_at_.slot * Tile::key_bytes, map, &full[tile_at_.slot], of_values_ ? key : 0, piece.key_head,
                                 of_values_ ? 0 : key, piece.batch);
     }
+  }
+
+  /// Where exponents are compared, 0 or infinity times a hidden pair's -infinity would be no number; and what is no positive number is
+  /// none.
+  __device__ float usable(float factor) const {
+    if (of_values_ || Tile::scores != Scores::plain) return factor;
+    return factor > 0.0f ? fminf(fmaxf(factor, 1e-30f), 1e30f) : __int_as_float(0x7fffffff);
   }
 
   const AttentionForwardCall& call_;

@@ -35,7 +35,7 @@ class RowSoftmax {
     if constexpr (plain) hide(scores, first_key);
     const float factor = of_tile();
     if constexpr (!plain) bias(scores, first_key, factor);
-    if constexpr (exponents) factor_ = fminf(fmaxf(factor, 1e-30f), 1e30f);  // 0 times the -infinity of a hidden pair is no number
+    if constexpr (exponents) factor_ = factor;
     float greatest[2];
     maxima(scores, greatest);
 #pragma unroll

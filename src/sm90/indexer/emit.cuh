@@ -52,9 +52,8 @@ class RowOutput {
 __device__ inline Entry swap_halves(Entry entry) { return entry << 32 | entry >> 32; }
 
 /// \param bins  of the entries, if the window is placed; anything afterwards
-template <class Tile>
-__device__ void emit_row(const RowOutput& out, bool by_index, const RowState& state, Entry* buffer, std::uint32_t* bins, SortRoom& room,
-                         int lane) {
+__device__ inline void emit_row(const RowOutput& out, bool by_index, const RowState& state, Entry* buffer, std::uint32_t* bins,
+                                SortRoom& room, int lane) {
   constexpr int in_flight = 8, rarely = 4;  // loads on their way
   int           count  = state.count;
   const int     wanted = min(out.length, count);
@@ -138,8 +137,8 @@ __device__ void finish(const IndexerCall& call, SharedState<Tile>& shared, unsig
       continue;
     }
     const RowOutput out(call, item.batch, item.row + row, item.split);
-    emit_row<Tile>(out, out.by_index(call), shared.rows[row], buffer<Tile>(call, team, row),
-                   reinterpret_cast<std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins, room, lane);
+    emit_row(out, out.by_index(call), shared.rows[row], buffer<Tile>(call, team, row),
+             reinterpret_cast<std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins, room, lane);
     __syncwarp();
     if (lane == 0) shared.rows[row].count = 0;  // an item without keys opens no row
   }

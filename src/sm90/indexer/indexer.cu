@@ -45,8 +45,11 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
     Scoring<Tile>::share_weights(shared.weights[group], call.problem, batch, item.row + item.first_row(group), warp_in_group * 32 + lane);
     float                             accumulator[128], sum[2][Tile::group_queries];
     typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
-    const float*                      all_scales = call.problem.key_scale + batch * call.problem.key_scale_stride;
-    if constexpr (Scoring<Tile>::scaled) ptx::keep(all_scales);  // as it is, not worked out for every tile
+    const float*                      all_scales = nullptr;
+    if constexpr (Scoring<Tile>::scaled) {
+      all_scales = call.problem.key_scale + batch * call.problem.key_scale_stride;
+      ptx::keep(all_scales);  // as it is, not worked out for every tile
+    }
     int        first_key = 0;
     const auto collect   = [&](int j) {
       typename Scoring<Tile>::Scores scores;

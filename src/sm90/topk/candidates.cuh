@@ -63,7 +63,8 @@ class Candidates {
 
   /// Entries below it are not among the `keep` best.
   __device__ Entry bound() const { return bound_; }
-  /// Only for a bound known from elsewhere.
+  /// Only for a bound known from elsewhere: one that `keep` entries reach, or that all entries of its score do.  Values are compared by
+  /// score before they come here, so of the pool's entries all must reach it whenever a cut keeps `keep` of them.
   __device__ void set_bound(Entry bound) { bound_ = bound; }
 
   /// How many there are; after a barrier.
@@ -114,10 +115,11 @@ class Candidates {
     compact(n, most);
   }
 
-  /// An entry below the wanted-th best one, and not below many others.  Called by all threads after a barrier; ends with one.
+  /// A bound that the `wanted` best reach, and not many others.  All with its score do: it may be set where it is not known that `keep`
+  /// reach it.  Called by all threads after a barrier; ends with one.
   __device__ Entry find_bound(int wanted) {
     const Place place = locate<2 * Bins, false>(entries_in_pool(), 0, ~Entry{0}, wanted);
-    return place.bins.bottom(place.bin);
+    return place.bins.bottom(place.bin) >> 32 << 32;
   }
 
   /// Empty, with no bound.  Called by all threads after a barrier; ends with one.

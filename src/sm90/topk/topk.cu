@@ -9,9 +9,9 @@
 #include "sm90/topk/output.cuh"
 #include "sm90/topk/values.cuh"
 
-// topk: each row is read once.  A team, or a warp where rows are short, streams a row's values past a bound and collects what passes in a
-// pool in shared memory.  Few long rows are cut into parts: a team a part leaves the best of it and a bound of the rest; a second launch
-// joins the parts of each row, and reads those again whose bound says that they may hide one of the k best.
+// topk: each row is read once, but for a sample of long ones.  A team, or a warp where rows are short, streams a row's values past a bound
+// and collects what passes in a pool in shared memory.  Few long rows are cut into parts: a team a part leaves the best of it and a bound
+// of the rest; a second launch joins the parts of each row, and reads those again whose bound says that they may hide one of the k best.
 
 namespace Tributary::Impl::SM90 {
 namespace {
@@ -58,12 +58,14 @@ struct SelectRows {
   __device__ void operator()(const Member& team) const {
     const auto place = rows.place(static_cast<unsigned>(team.league_rank()));
     Pool       pool(aligned_scratch(team, Pool::scratch_bytes(sizes.keep, sizes.capacity)), sizes.keep, sizes.most, sizes.capacity);
-    const RowReader<Value, threads, loads<Value>> row(rows, place, {0, 1});
+    using Reader = RowReader<Value, threads, loads<Value>>;
+    const Reader row(rows, place, {0, 1});
     if (const int wanted = sample_of(row.chunks()); wanted > 0) {
-      pool.set_bound(sample(row, pool, wanted));
+      const Reader spread(rows, place, {row.chunks() / 2, row.chunks()});  // over the row: a chunk of segments
+      pool.set_bound(sample(spread, pool, wanted));
       stream(row, pool);
-      if (pool.count() < sizes.keep && pool.count() < static_cast<int>(row.row_length())) {  // too high a bound
-        Pool::Team::sync();                                                                  // all have seen it
+      if (pool.count() < sizes.keep) {  // too high a bound: a row of so many chunks has more
+        Pool::Team::sync();             // all have seen it
         pool.restart();
         stream(row, pool);
       }

@@ -89,8 +89,6 @@ class RowReader {
   }
 
   __device__ unsigned chunks() const { return chunks_; }
-  /// Values of the whole row.
-  __device__ unsigned row_length() const { return stop_ - lead_; }
 
   /// The least index of a chunk.
   __device__ unsigned first_index(unsigned chunk) const {
@@ -234,16 +232,17 @@ __device__ __forceinline__ void stream(const RowReader<Value, Threads, Loads>& r
   }
 }
 
-/// Finds about the wanted-th best value of one chunk, from the middle of the row, which is no extreme of a sorted one.  The pool ends
-/// empty.
+/// A bound that about the `wanted` best of a part's first chunk reach, and whatever has the same value as the last of them; 0 if there are
+/// no more than `wanted`.  The pool is empty before and after.
 template <class Value, int Threads, int Loads, class Pool>
-__device__ Entry sample(const RowReader<Value, Threads, Loads>& row, Pool& pool, int wanted) {
-  using Reader                        = RowReader<Value, Threads, Loads>;
-  const unsigned               number = row.chunks() / 2, index = row.index(number);
-  const typename Reader::Chunk chunk = row.load(number);
+__device__ Entry sample(const RowReader<Value, Threads, Loads>& part, Pool& pool, int wanted) {
+  using Reader                       = RowReader<Value, Threads, Loads>;
+  const unsigned               index = part.index(0);
+  const typename Reader::Chunk chunk = part.load(0);
   unsigned                     left  = chunk.valid;
-  pool.template offer<Reader::each>(left, [&](int i) { return make_entry(sortable(chunk.value(i)), index + row.index_step(i)); });
+  pool.template offer<Reader::each>(left, [&](int i) { return make_entry(sortable(chunk.value(i)), index + part.index_step(i)); });
   const Entry bound = pool.count() > wanted ? pool.find_bound(wanted) : Entry{0};
+  Group<Threads>::sync();  // all have seen the count
   pool.restart();
   return bound;
 }
