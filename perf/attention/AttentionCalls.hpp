@@ -78,8 +78,8 @@ struct E4m3ForwardCall {
   explicit E4m3ForwardCall(const AttentionShape& shape, Level level = Level::automatic) {
     const ForwardCall<bfloat16_t, Space> full(shape, level);
     const auto                           quantise = [&](const auto& from, auto& to, auto& scale) {
-      to = output<float8_e4m3_t***, Space>("e4m3", shape.length, shape.heads, shape.head_dim);
-      scale = output<float**, Space>("scale", shape.heads, (shape.length + attention_scale_rows - 1) / attention_scale_rows);
+      to = output<float8_e4m3_t***, Space>("e4m3", from.extent(0), from.extent(1), from.extent(2));
+      scale = output<float**, Space>("scale", from.extent(1), (from.extent(0) + attention_scale_rows - 1) / attention_scale_rows);
       quantize_e4m3_heads(Space{}, from, to, scale);
     };
     quantise(full.query, query, query_scale);

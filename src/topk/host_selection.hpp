@@ -38,8 +38,8 @@ inline Entry entry_between(Entry low, Entry high, float share) {
 }
 
 /// Some bound that at least `keep` and at most `most` of `count` > `keep` distinct entries reach.  As bits, scores are spread by their
-/// logarithm; interpolation between scores whose ranks are known usually needs four or five passes.  Every fourth pass halves the bits
-/// that are left, however scores are spread.
+/// logarithm; interpolation between scores whose ranks are known usually needs four passes.  From then on one that halves neither the bits
+/// nor the entries that are left is followed by a pass that halves the bits, however scores are spread.
 inline Entry bound_for(Entry* entries, std::int32_t count, std::int32_t keep, std::int32_t most) {
   if (count > (1 << 15)) {  // out of the first cache levels: 20 passes cost more than mispredicted branches
     std::nth_element(entries, entries + (keep - 1), entries + count, std::greater<>{});
@@ -52,11 +52,14 @@ inline Entry bound_for(Entry* entries, std::int32_t count, std::int32_t keep, st
   }
   ++high;
   std::int32_t reach_low = count, reach_high = 0;  // `keep` or more; fewer
+  bool         halve = false;
   for (int pass = 1; reach_low > most && high - low > 1; ++pass) {
-    const float        wanted = 0.5f * static_cast<float>(keep + most);
-    const float        share  = (wanted - static_cast<float>(reach_high)) / static_cast<float>(reach_low - reach_high);
-    const Entry        bound  = pass % 4 == 0 ? low + (high - low) / 2 : entry_between(low, high, share);
-    const std::int32_t reach  = count_from(entries, count, bound);
+    const Entry        span    = high - low;
+    const std::int32_t between = reach_low - reach_high;
+    const float        wanted  = 0.5f * static_cast<float>(keep + most);
+    const float        share   = (wanted - static_cast<float>(reach_high)) / static_cast<float>(between);
+    const Entry        bound   = halve ? low + span / 2 : entry_between(low, high, share);
+    const std::int32_t reach   = count_from(entries, count, bound);
     if (reach >= keep) {
       low       = bound;
       reach_low = reach;
@@ -64,6 +67,7 @@ inline Entry bound_for(Entry* entries, std::int32_t count, std::int32_t keep, st
       high       = bound;
       reach_high = reach;
     }
+    halve = !halve && pass >= 4 && high - low > span / 2 && reach_low - reach_high > between / 2;
   }
   return low;
 }
