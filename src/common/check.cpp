@@ -5,10 +5,6 @@
 
 namespace Tributary::Impl {
 
-std::int64_t element_size(ElementType type) {
-  return visit_element_type(type, []<class T>(std::type_identity<T>) -> std::int64_t { return sizeof(T); });
-}
-
 std::string extents_text(const std::int64_t* extents, int rank) {
   std::string text = "[";
   for (int d = 0; d < rank; ++d) text.append(d == 0 ? "" : ", ").append(std::to_string(extents[d]));

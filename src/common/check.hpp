@@ -11,7 +11,9 @@
 
 namespace Tributary::Impl {
 
-std::int64_t element_size(ElementType type);
+inline std::int64_t element_size(ElementType type) {
+  return visit_element_type(type, []<class T>(std::type_identity<T>) -> std::int64_t { return sizeof(T); });
+}
 
 /// "[2, 3, 4]"
 std::string extents_text(const std::int64_t* extents, int rank);

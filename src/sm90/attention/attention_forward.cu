@@ -402,7 +402,7 @@ std::string no_attention_forward(const Exec& exec, const AttentionProblem& p, co
     if (const std::string reason = no_wide_attention_forward(exec, p); !reason.empty()) return reason;
   const Tensor<void, 4>& out = arguments.out;
   if (!multiple_of_16_bytes(out.data, {p.batch, p.queries, p.heads}, {out.strides[0], out.strides[1], out.strides[2]},
-                            bytes_of(arguments.out_type)))
+                            element_size(arguments.out_type)))
     return "out's base or strides are no multiples of 16 bytes";
   return "";
 }
@@ -415,7 +415,7 @@ AttentionForwardPlan plan_attention_forward(const Exec& exec, const AttentionPro
   plan.blocks = (p.queries + rows - 1) / rows;
   // Half of the second-level cache for the keys and values of the pairs that are worked on together.
   const std::int64_t pairs         = p.batch * p.heads,
-                     bytes_of_pair = bytes_of(p.type) * p.keys * (p.head_dim + p.value_dim) * p.key_heads / std::max(p.heads, 1);
+                     bytes_of_pair = element_size(p.type) * p.keys * (p.head_dim + p.value_dim) * p.key_heads / std::max(p.heads, 1);
   plan.section =
       std::clamp<std::int64_t>((std::int64_t{32} << 20) / std::max<std::int64_t>(bytes_of_pair, 1), 1, std::max<std::int64_t>(pairs, 1));
   plan.teams     = static_cast<std::int32_t>(std::min<std::int64_t>(exec.cuda_device_prop().multiProcessorCount, pairs * plan.blocks));

@@ -139,8 +139,9 @@ class WideAttender {
       __syncwarp();  // wgmma and its barriers want whole warps
       // Addresses in units of 16 bytes.  Added up again for every tile: kept, there would be too many of them for the registers.
       const std::uint64_t of_half = static_cast<std::uint64_t>(half * (Tile::half_bytes / 16));
-      const std::uint64_t query   = ptx::not_kept(query_ + of_half),
-                          key     = key_ + of_half + static_cast<std::uint64_t>(key_at_.stage * (Tile::tile_bytes / 16));
+      const std::uint64_t key     = key_ + of_half + static_cast<std::uint64_t>(key_at_.stage * (Tile::tile_bytes / 16));
+      std::uint64_t       query   = query_ + of_half;
+      ptx::forget(query);
       ptx::wgmma_fence();
 #pragma unroll
       for (int step = 0; step < Tile::columns / 16; ++step) {

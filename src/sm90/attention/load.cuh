@@ -14,8 +14,10 @@ __device__ AttentionPiece describe_piece(const AttentionProblem& problem, const 
   const std::int64_t position = segment.first_query + problem.alignment(segment);
   const KeyInterval  seen     = problem.window_of(position, position + segment.rows - 1, segment.keys);
   const std::int64_t first = seen.begin / Tile::keys, last = (seen.end - 1) / Tile::keys;
-  // A window's ends only rise from row to row: what the first and the last row see, all see.
-  const KeyInterval early = problem.window(position, segment.keys), late = problem.window(position + segment.rows - 1, segment.keys);
+  // A window's ends only rise from row to row: what the first and the last row see, all see.  Other types have this for each warp.
+  KeyInterval early{}, late{};
+  if constexpr (Tile::e4m3)
+    early = problem.window(position, segment.keys), late = problem.window(position + segment.rows - 1, segment.keys);
   return {.batch       = static_cast<std::int32_t>(segment.batch),
           .head        = head,
           .key_head    = problem.key_head(head),
@@ -125,10 +127,8 @@ __device__ void clean_values(const AttentionForwardCall& call, AttentionShared<T
     if (piece.batch < 0) return;
     for (int n = 0; n < piece.key_tiles; ++n, at.next()) {
       ptx::mbarrier_wait(&shared.value_full[at.slot], at.round);
-      clean_rows(scratch + Tile::values_offset + at.slot * Tile::value_bytes, Tile::keys, Tile::value_panels, lane, [&](int r) {
-        const std::int32_t key = (piece.last_tile - n) * Tile::keys + r;
-        return key < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.first_key + key] != 0);
-      });
+      clean_rows(scratch + Tile::values_offset + at.slot * Tile::value_bytes, Tile::keys, Tile::value_panels, lane,
+                 [&](int r) { return takes_part(p, piece, (piece.last_tile - n) * Tile::keys + r); });
       ptx::fence_proxy_async();
       __syncwarp();
       if (lane == 0) ptx::mbarrier_arrive(&shared.value_clean[at.slot]);

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "attention/attention_tile.hpp"
+#include "common/check.hpp"
 #include "sm90/device.hpp"
 #include "sm90/launch.cuh"
 #include "sm90/ptx/convert.cuh"
@@ -16,8 +17,6 @@ namespace Tributary::Impl::SM90 {
 /// A panel is 128 bytes of each row, which the copy engine swizzles: 64 columns of a 2-byte type.
 inline constexpr int panel_columns = 64, panel_row_bytes = 128;
 
-constexpr std::int64_t bytes_of(ElementType type) { return type == ElementType::float32 ? 4 : (type == ElementType::float8_e4m3 ? 1 : 2); }
-
 /// The tile's head dimension for one of the problem.
 constexpr int tile_dim(std::int32_t dim) { return dim <= 64 ? 64 : (dim <= 128 ? 128 : (dim <= 192 ? 192 : 256)); }
 
@@ -27,7 +26,7 @@ inline CUtensorMap attention_map(ElementType type, const void* data, const std::
   return tensor_map<4>(type, data,
                        {.extents = {columns, heads, rows, batch},
                         .strides = {strides[2], strides[1], strides[0]},
-                        .box     = {static_cast<int>(panel_row_bytes / bytes_of(type)), 1, box_rows, 1}});
+                        .box     = {static_cast<int>(panel_row_bytes / element_size(type)), 1, box_rows, 1}});
 }
 
 /// The reasons against the level that forward and backward share; empty if there is none.
@@ -39,7 +38,7 @@ std::string no_attention_inputs(const Exec& exec, const AttentionProblem& p, con
   if (std::max({p.queries, p.keys, std::abs(p.query_offset - p.key_offset)}) >= std::int64_t{1} << 29)
     return "there are 2^29 or more queries or keys, or between their offsets";
   if (rotary.dims > 0 && p.head_dim % 8 != 0) return "rows of rotated heads are no multiples of 16 bytes";
-  const std::int64_t size = bytes_of(p.type);
+  const std::int64_t size = element_size(p.type);
   if (rotary.dims == 0 && !multiple_of_16_bytes(p.query, {p.batch, p.queries, p.heads}, p.query_strides, size))
     return "query's base or strides are no multiples of 16 bytes";
   if (rotary.dims == 0 && !multiple_of_16_bytes(p.key, {p.batch, p.keys, p.key_heads}, p.key_strides, size))

@@ -21,7 +21,7 @@ struct AttentionPiece {
   std::int32_t position;                // i' of the first row
   std::int32_t first_key, keys;         // of the sequence: row of the tensors, number
   std::int32_t key_tiles, last_tile;    // visited downwards, from this tile of the sequence on
-  std::int32_t clear_begin, clear_end;  // keys between them are in the windows of all rows
+  std::int32_t clear_begin, clear_end;  // of e4m3: keys between them are in the windows of all rows
 
   // A row of a tile is a query of the piece.
   __device__ std::int32_t query_of(std::int32_t row) const { return row; }
@@ -31,6 +31,11 @@ struct AttentionPiece {
       return {batch, sequence, this->row + row, first_query + row, position + row, head};
   }
 };
+
+/// Whether a key of the piece's sequence is one, and is not hidden by key_keep.
+__device__ inline bool takes_part(const AttentionProblem& p, const AttentionPiece& piece, std::int32_t key) {
+  return key < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.first_key + key] != 0);
+}
 
 /// Keys of a tile of a 2-byte type: a register file holds the scores of 64 queries x keys and the sums of 64 x value_dim of a warpgroup,
 /// shared memory two tiles of keys and two of values.  Tiles of FlashAttention-3, but narrower ones where every pair is worked out on its

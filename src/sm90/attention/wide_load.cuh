@@ -163,11 +163,7 @@ __device__ void clean_wide_values(const AttentionForwardCall& call, WideShared<T
       for (int half = 0; half < Tile::halves; ++half) {
         ptx::mbarrier_wait(&shared.full[at.stage][half], at.round);
         clean_rows(scratch + Tile::stages_offset + at.stage * Tile::tile_bytes + half * Tile::half_bytes, Tile::keys, Tile::panels, lane,
-                   [&](int r) {
-                     const std::int32_t key = piece.first_seen + n * Tile::keys + r;
-                     return key < piece.keys &&
-                            (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.first_key + key] != 0);
-                   });
+                   [&](int r) { return takes_part(p, piece, piece.first_seen + n * Tile::keys + r); });
         ptx::fence_proxy_async();
         __syncwarp();
         if (lane == 0) ptx::mbarrier_arrive(&shared.clean[at.stage][half]);

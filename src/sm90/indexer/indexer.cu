@@ -9,7 +9,6 @@
 #include "sm90/indexer/load.cuh"
 #include "sm90/indexer/score.cuh"
 #include "sm90/prepare.cuh"
-#include "sm90/ptx/global.cuh"
 #include "sm90/tensor_map.hpp"
 
 // Scores of tiles of queries against a stream of key tiles, and the k best keys of every query.
@@ -48,7 +47,7 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
     const float*                      all_scales = nullptr;
     if constexpr (Scoring<Tile>::scaled) {
       all_scales = call.problem.key_scale + batch * call.problem.key_scale_stride;
-      ptx::keep(all_scales);  // as it is, not worked out for every tile
+      ptx::forget(all_scales);  // it is not worked out again for every tile
     }
     int        first_key = 0;
     const auto collect   = [&](int j) {

@@ -24,14 +24,14 @@ __device__ inline void pin(float (&d)[Count]) {
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-/// The same descriptor, of which the compiler does not know that it was the same the last time: it keeps none of the sums with it.
-__device__ inline std::uint64_t not_kept(std::uint64_t descriptor) {
-  asm volatile("" : "+l"(descriptor));
-  return descriptor;
-}
-
-/// Keeps the compiler from keeping what it worked out from a number: it is worked out again, which takes no register meanwhile.
+/// Keeps the compiler from knowing how a number or an address came about: it neither keeps, across what comes between, what it worked out
+/// from it before, nor works it out again wherever it is used.
 __device__ inline void forget(std::uint32_t& number) { asm volatile("" : "+r"(number)); }
+__device__ inline void forget(std::uint64_t& number) { asm volatile("" : "+l"(number)); }
+template <class Value>
+__device__ inline void forget(Value*& address) {
+  asm volatile("" : "+l"(address));
+}
 
 /// D = float[N / 2] a thread.  `issue(d, a, b, accumulate)`: A and B in shared memory, the depth along their rows.
 /// accumulate = false overwrites D.

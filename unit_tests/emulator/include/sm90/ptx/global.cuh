@@ -6,7 +6,4 @@ namespace Tributary::Impl::SM90::ptx {
 using TributaryTest::Emulator::ld_acquire;
 using TributaryTest::Emulator::st_release;
 
-template <class Value>
-void keep(Value*&) {}
-
 }  // namespace Tributary::Impl::SM90::ptx

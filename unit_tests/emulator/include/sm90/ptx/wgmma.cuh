@@ -20,8 +20,8 @@ void pin(float (&d)[Count]) {
   TributaryTest::Emulator::pin(d);
 }
 
-inline std::uint64_t not_kept(std::uint64_t descriptor) { return descriptor; }
-inline void          forget(std::uint32_t&) {}
+template <class Value>
+void forget(Value&) {}
 
 template <class Element, int N, TributaryTest::Emulator::Operands TheOperands>
 struct EmulatedWgmma {
