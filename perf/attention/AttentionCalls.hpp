@@ -32,24 +32,15 @@ struct AttentionShape {
 };
 
 /// Arguments of attention_forward, in the memory of Space.  A workspace may follow the execution space of a call.
-template <class Element, class Space = Kokkos::DefaultHostExecutionSpace>
-struct ForwardCall {
-  using Heads                   = Array<Element***, Space>;
-  static constexpr int products = 2;
+template <class Element, class OutElement, class Space>
+struct ForwardArguments {
+  static constexpr int         products = 2;
+  static constexpr ElementType type     = element_type<Element>();
 
-  static constexpr ElementType type = element_type<Element>();
-
-  Heads                 query, key, value, out;
-  Array<float**, Space> lse;
-  AttentionOptions      options;
-
-  explicit ForwardCall(const AttentionShape& shape, Level level = Level::automatic)
-      : query(random<Element***, Space>("query", 1, shape.length, shape.heads, shape.head_dim)),
-        key(random<Element***, Space>("key", 2, shape.length, shape.key_heads, shape.head_dim)),
-        value(shape.values_are_keys ? key : random<Element***, Space>("value", 3, shape.length, shape.key_heads, shape.head_dim)),
-        out(output<Element***, Space>("out", shape.length, shape.heads, shape.head_dim)),
-        lse(output<float**, Space>("lse", shape.heads, shape.length)),
-        options{.causal = shape.causal, .window_left = shape.window < shape.length ? shape.window - 1 : -1, .level = level} {}
+  Array<Element***, Space>    query, key, value;
+  Array<OutElement***, Space> out;
+  Array<float**, Space>       lse;
+  AttentionOptions            options;
 
   template <class Exec, class... Workspace>
   void run(const Exec& exec, const Workspace&... workspace) const {
@@ -60,20 +51,30 @@ struct ForwardCall {
     return attention_forward_workspace_size(exec, query, key, value, out, lse, options);
   }
   double bytes() const {
-    return static_cast<double>(sizeof(Element) * (query.size() + key.size() + value.size() + out.size()) + sizeof(float) * lse.size());
+    return static_cast<double>(sizeof(Element) * (query.size() + key.size() + value.size()) + sizeof(OutElement) * out.size() +
+                               sizeof(float) * lse.size());
+  }
+};
+
+template <class Element, class Space = Kokkos::DefaultHostExecutionSpace>
+struct ForwardCall : ForwardArguments<Element, Element, Space> {
+  using Heads = Array<Element***, Space>;
+
+  explicit ForwardCall(const AttentionShape& shape, Level level = Level::automatic) {
+    this->query = random<Element***, Space>("query", 1, shape.length, shape.heads, shape.head_dim);
+    this->key   = random<Element***, Space>("key", 2, shape.length, shape.key_heads, shape.head_dim);
+    this->value = shape.values_are_keys ? this->key : random<Element***, Space>("value", 3, shape.length, shape.key_heads, shape.head_dim);
+    this->out   = output<Element***, Space>("out", shape.length, shape.heads, shape.head_dim);
+    this->lse   = output<float**, Space>("lse", shape.heads, shape.length);
+    this->options =
+        AttentionOptions{.causal = shape.causal, .window_left = shape.window < shape.length ? shape.window - 1 : -1, .level = level};
   }
 };
 
 /// The same in e4m3: the numbers of a call in bfloat16, quantised, and an output in bfloat16.
 template <class Space>
-struct E4m3ForwardCall {
-  static constexpr int         products = ForwardCall<bfloat16_t, Space>::products;
-  static constexpr ElementType type     = ElementType::float8_e4m3;
-
-  Array<float8_e4m3_t***, Space> query, key, value;
-  Array<float**, Space>          query_scale, key_scale, value_scale, lse;
-  Array<bfloat16_t***, Space>    out;
-  AttentionOptions               options;
+struct E4m3ForwardCall : ForwardArguments<float8_e4m3_t, bfloat16_t, Space> {
+  Array<float**, Space> query_scale, key_scale, value_scale;
 
   explicit E4m3ForwardCall(const AttentionShape& shape, Level level = Level::automatic) {
     const ForwardCall<bfloat16_t, Space> full(shape, level);
@@ -82,25 +83,16 @@ struct E4m3ForwardCall {
       scale = output<float**, Space>("scale", from.extent(1), (from.extent(0) + attention_scale_rows - 1) / attention_scale_rows);
       quantize_e4m3_heads(Space{}, from, to, scale);
     };
-    quantise(full.query, query, query_scale);
-    quantise(full.key, key, key_scale);
-    quantise(full.value, value, value_scale);
-    out                 = full.out;
-    lse                 = full.lse;
-    options             = full.options;
-    options.query_scale = query_scale;
-    options.key_scale   = key_scale;
-    options.value_scale = value_scale;
+    quantise(full.query, this->query, query_scale);
+    quantise(full.key, this->key, key_scale);
+    quantise(full.value, this->value, value_scale);
+    this->out                 = full.out;
+    this->lse                 = full.lse;
+    this->options             = full.options;
+    this->options.query_scale = query_scale;
+    this->options.key_scale   = key_scale;
+    this->options.value_scale = value_scale;
     Kokkos::fence("Tributary benchmark: quantised");
-  }
-
-  template <class Exec, class... Workspace>
-  void run(const Exec& exec, const Workspace&... workspace) const {
-    attention_forward(exec, query, key, value, out, lse, options, workspace...);
-  }
-  template <class Exec>
-  std::size_t workspace_size(const Exec& exec) const {
-    return attention_forward_workspace_size(exec, query, key, value, out, lse, options);
   }
 };
 
