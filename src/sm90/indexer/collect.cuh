@@ -1,4 +1,5 @@
 #pragma once
+#include "sm90/indexer/emit.cuh"
 #include "sm90/indexer/parameters.cuh"
 #include "sm90/indexer/score.cuh"
 #include "sm90/indexer/select.cuh"
@@ -7,8 +8,8 @@
 #include "sm90/ptx/mbarrier.cuh"
 #include "sm90/ptx/predicated.cuh"
 
-// What becomes of scores: a math warp appends those that beat their row's threshold to the row's buffer in device memory (mostly in
-// the second-level cache), or, for indexer_score, stores them all.  It does so while the next tile is multiplied.
+// What becomes of scores in indexer_topk: a math warp appends those that beat their row's threshold to the row's buffer in device memory
+// (mostly in the second-level cache), while the next tile is multiplied; at the item's end it sorts a row's.
 
 namespace Tributary::Impl::SM90 {
 
@@ -26,6 +27,9 @@ template <class Tile>
 class Collector {
  public:
   using Scores = typename Scoring<Tile>::Scores;
+  /// Tiles whose scores are taken before the next one is multiplied.
+  static constexpr int  opening        = 2;
+  static constexpr bool shares_queries = false;
 
   __device__ Collector(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int warp, int lane)
       : call_(call), shared_(shared), scratch_(scratch), team_(team), group_(warp / 4), warp_(warp % 4), lane_(lane) {}
@@ -33,61 +37,66 @@ class Collector {
   /// \param slot  of the item that the tiles to come belong to
   __device__ void begin(int slot) { slot_ = slot; }
 
-  /// After the item's last tile: everything is in the buffers, for all warps of the group.
-  __device__ void end() const {
+  /// After the item's last tile: each warp sorts a row.
+  __device__ void finish() const {
     __threadfence();  // buffers are read past the first-level cache
     meet();
+    static_assert(Tile::list_bytes >= math_warps * static_cast<int>(sizeof(SortRoom)));
+    const Collector own  = apart();
+    SortRoom&       room = reinterpret_cast<SortRoom*>(scratch_ + own.group_ * Tile::group_offset)[own.warp_];
+#pragma unroll 1
+    for (int r = 0; r < own_rows; ++r) own.emit(own.cut_row(r), room);
+    ptx::fence_proxy_async();  // the room lies where the copy engine puts the next queries
   }
 
-  /// Between two tiles, when all warps of the group are done with the one before the last: rows whose buffers are full go back to their k
-  /// best.
-  __device__ void cut_full_rows() {
-    // One of two words, so that nobody writes it now.
-    const std::uint32_t full = const_cast<const volatile std::uint32_t&>(shared_.full[group_][parity_]);
-    if (full == 0) return;
-    __threadfence();  // buffers are read past the first-level cache
-    meet();
-#pragma unroll 1
-    for (int r = warp_; r < Tile::group_queries; r += 4)
-      if ((full >> r & 1) != 0 && state_of(group_ * Tile::group_queries + r).count > limit()) cut(group_ * Tile::group_queries + r);
-    __threadfence_block();
-    meet();
-    if (warp_ == 0 && lane_ == 0) shared_.full[group_][parity_] = 0;
+  /// Rows to be cut before tile j is multiplied, a bit each: what was marked three tiles before, after which the warps of the group have
+  /// met.  May be asked for from the moment on that tile j - 1 is multiplied.
+  __device__ std::uint32_t full_rows(int j) const { return const_cast<const volatile std::uint32_t&>(marks(j - 3)); }
+
+  /// Rows whose buffers are full go back to their k best.
+  __device__ void cut_rows(int j, std::uint32_t full) {
+    Collector own = apart();
+    own.cut_own_rows(full);
+    epoch_ = own.epoch_;
+    if (warp_ == 0 && lane_ == 0) marks(j - 3) = 0;
     __syncwarp();
   }
 
-  /// Tile number j of the item's `tiles`; first_key is its first key's row.
-  __device__ void take(int j, int tiles, const Scores& scores, int first_key) {
-    const int key = first_key + warp_ * 16 + lane_ / 4;  // of the lane's first key; the other one is 8 further
-    parity_ ^= 1;
-    if (call_.scores != nullptr) return store(scores, key);
+  /// Tile number j >= opening of the item's `tiles`, whose first key is first_key.
+  __device__ void take(int j, int tiles, const Scores& scores, std::int32_t first_key) {
+    append(j, tiles, scores, first_key + warp_ * 16 + lane_ / 4);
+  }
+
+  /// The same for the first ones.
+  __device__ void open(int j, int tiles, const Scores& scores, std::int32_t first_key) {
+    const int key = first_key + warp_ * 16 + lane_ / 4;
     if (j == 0 && tiles > 1) return put_aside(scores);
-    // After the last two tiles nobody cuts.  They meet no barrier on their way, so a warp that is late may still look at either word.
-    const bool cut_follows = j + 2 < tiles;
-    if (j <= 1) {
-      Scores before;  // the first tile's: the second one lies far from it
-      if (j == 1) take_back(before);
-      const int key_before = item().key + warp_ * 16 + lane_ / 4;
-      open_rows(scores, key, before, key_before, j == 1);
-      if (j == 1) append(before, key_before, cut_follows);
-    }
-    append(scores, key, cut_follows);
+    Scores before;  // the first tile's: the second one lies far from it
+    if (j == 1) take_back(before);
+    const int key_before = item().key + warp_ * 16 + lane_ / 4;
+    open_rows(scores, key, before, key_before, j == 1);
+    if (j == 1) append(j, tiles, before, key_before);
+    append(j, tiles, scores, key);
   }
 
  private:
-  static constexpr int      own_rows       = Scoring<Tile>::own_rows;
-  static constexpr unsigned lanes_of_a_row = 0x11111111u;  // shifted by the row's number in its four
+  static constexpr int   own_rows = Scoring<Tile>::own_rows;
+  static constexpr Entry no_tie   = no_entry;  // its score is NaN
 
   __device__ const WorkItem<Tile::queries>& item() const { return shared_.items[slot_]; }
   /// Of the lane's r-th row, in the team's tile.
-  __device__ int       own_row(int r) const { return group_ * Tile::group_queries + r * 4 + lane_ % 4; }
+  __device__ int own_row(int r) const { return group_ * Tile::group_queries + r * 4 + lane_ % 4; }
+  /// The r-th row that the warp opens and cuts.
+  __device__ int       cut_row(int r) const { return group_ * Tile::group_queries + r * 4 + warp_; }
   __device__ RowState& state_of(int row) const { return shared_.rows[row]; }
   __device__ std::uint32_t* bins_of(int row) const {
     return reinterpret_cast<std::uint32_t*>(scratch_ + Tile::bins_offset) + row * Tile::bins;
   }
-  __device__ Entry* buffer_of(int row) const { return buffer<Tile>(call_, team_, row); }
-  /// Beyond so many entries a row is cut two tiles later.
-  __device__ int limit() const { return call_.plan.capacity - 2 * Tile::keys; }
+  __device__ Candidate* buffer_of(int row) const { return buffer<Tile>(call_, team_, row); }
+  /// Beyond so many entries a row is marked, and cut when two more tiles have been taken.
+  __device__ int limit() const { return call_.plan.capacity - 3 * Tile::keys; }
+  /// Where tile j's marks go: nobody makes any there while those are read, three tiles later.
+  __device__ std::uint32_t& marks(int j) const { return shared_.full[group_][j & 1]; }
 
   /// The four warps of the group meet.
   __device__ void meet() const {
@@ -115,6 +124,24 @@ class Collector {
       for (int i = 0; i < 2; ++i) scores[r][i] = aside(r, i);
   }
 
+  /// The same, of which the compiler does not know so: what it works out from this one for work that is rarely done is not kept in
+  /// registers meanwhile.
+  __device__ Collector apart() const {
+    Collector copy = *this;
+    for (int* const number : {&copy.team_, &copy.group_, &copy.warp_, &copy.lane_, &copy.slot_}) ptx::forget(*number);
+    return copy;
+  }
+
+  __device__ void cut_own_rows(std::uint32_t full) {
+    __threadfence();  // buffers are read past the first-level cache
+    meet();
+#pragma unroll 1
+    for (int r = 0; r < own_rows; ++r)
+      if ((full >> (r * 4 + warp_) & 1) != 0 && state_of(cut_row(r)).count > limit()) cut(cut_row(r));
+    __threadfence_block();
+    meet();
+  }
+
   /// The rows' buffers and bins start, with bins where the scores of the first one or two tiles lie.
   __device__ void open_rows(const Scores& scores, int key, const Scores& before, int key_before, bool two) {
     for (int r = 0; r < own_rows; ++r) {
@@ -138,27 +165,37 @@ class Collector {
       if (lane_ < 4) shared_.extents[own_row(r)][warp_] = make_float2(least, greatest);
     }
     meet();  // nobody needs what lay aside any more
-    for (int r = warp_; r < Tile::group_queries; r += 4) {
-      const int row   = group_ * Tile::group_queries + r;
+#pragma unroll 1
+    for (int r = 0; r < own_rows; ++r) {
+      const int row   = cut_row(r);
       float     least = __int_as_float(0x7f800000), greatest = -least;
 #pragma unroll
       for (const float2& extent : shared_.extents[row]) {
         least    = fminf(least, extent.x);
         greatest = fmaxf(greatest, extent.y);
       }
-      restart(row, no_entry, 0, window(least, greatest, 1.5f));
+      restart(row, 0, window(least, greatest, 1.5f), no_tie);
       open_bins(row, __int_as_float(0x7fffffff));
     }
     meet();
   }
 
   /// A row's bins start anew, empty.
-  __device__ void restart(int row, Entry threshold, int count, const ScoreBins& window) const {
+  __device__ void restart(int row, int count, const ScoreBins& window, Entry kth) const {
     __syncwarp();
     if (lane_ == 0) set_rejected(row, {__int_as_float(0x7fffffff), -1});
     __threadfence_block();
     clear_bins(bins_of(row), lane_);
-    if (lane_ == 0) state_of(row) = {.threshold = threshold, .window = window, .count = count};
+    if (lane_ == 0) {
+      const RowKeys keys = item().rows[row];
+      state_of(row)      = {.filter = {.window     = window,
+                                       .tie_score  = score_of(kth),
+                                       .tie_column = index_of(kth),
+                                       .first_key  = keys.first_key,
+                                       .begin      = keys.begin,
+                                       .legal      = static_cast<std::uint32_t>(keys.end - keys.begin)},
+                            .count  = count};
+    }
     __syncwarp();
   }
 
@@ -178,8 +215,9 @@ class Collector {
     return span > 0.0f && scale > 0.0f && scale < 3.0e38f ? ScoreBins{least, scale} : ScoreBins{0.0f, 0.0f};
   }
 
-  /// Those of the lane's scores that are not surely beaten.
-  __device__ void append(const Scores& scores, int key, bool cut_follows) {
+  /// Those of the lane's scores that are not surely beaten.  In straight lines, whose chains of dependent instructions overlap: this
+  /// has to be done before the tile that is being multiplied is.
+  __device__ void append(int j, int tiles, const Scores& scores, int key) {
     float below[own_rows];
     bool  passes = false;
 #pragma unroll
@@ -188,74 +226,64 @@ class Collector {
       passes |= !(scores[r][0] <= below[r]) | !(scores[r][1] <= below[r]);
     }
     if (!__any_sync(0xffffffffu, passes)) return;
+    const int most = j + 3 < tiles ? limit() : 0x7fffffff;  // the last tiles' marks nobody would see
 #pragma unroll
     for (int r = 0; r < own_rows; ++r) {
-      const int      row    = own_row(r);
-      const RowKeys& keys   = item().rows[row];
-      RowState&      state  = state_of(row);
-      const Entry    least  = state.threshold;
-      const auto     column = static_cast<std::uint32_t>(key - keys.first_key);
-      const Entry    entry0 = make_entry(sortable(scores[r][0]), column), entry1 = make_entry(sortable(scores[r][1]), column + 8);
-      const bool     take0    = !(scores[r][0] <= below[r]) & (entry0 > least) & (keys.begin <= key) & (key < keys.end);
-      const bool     take1    = !(scores[r][1] <= below[r]) & (entry1 > least) & (keys.begin <= key + 8) & (key + 8 < keys.end);
-      const unsigned row_mask = lanes_of_a_row << lane_ % 4, before_me = row_mask & ((1u << lane_) - 1);
-      const unsigned mask0 = __ballot_sync(0xffffffffu, take0), mask1 = __ballot_sync(0xffffffffu, take1);
-      const int      n0 = __popc(mask0 & row_mask), n = n0 + __popc(mask1 & row_mask);
-      int            place = ptx::atom_shared_add_if(lane_ < 4 && n > 0, &state.count, n);
-      if (lane_ < 4 && n > 0 && cut_follows && place + n > limit()) atomicOr(&shared_.full[group_][parity_], 1u << (r * 4 + lane_));
-      place               = __shfl_sync(0xffffffffu, place, lane_ % 4);
-      Entry* const buffer = buffer_of(row);
-      ptx::st_global_if(take0, buffer + place + __popc(mask0 & before_me), entry0);
-      ptx::st_global_if(take1, buffer + place + n0 + __popc(mask1 & before_me), entry1);
-      const ScoreBins      bins    = state.window;
-      std::uint32_t* const counter = bins_of(row);
-      ptx::red_shared_inc_if(take0, counter + bins(scores[r][0]));
-      ptx::red_shared_inc_if(take1, counter + bins(scores[r][1]));
+      const int       row    = own_row(r);
+      RowState&       state  = state_of(row);
+      const RowFilter known  = state.filter;
+      const int       column = key - known.first_key;
+      std::uint32_t   takes[2];  // 1 or 0
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        takes[i] = !(scores[r][i] <= below[r]) & !((scores[r][i] == known.tie_score) & (column + 8 * i > known.tie_column)) &
+                           (static_cast<std::uint32_t>(key + 8 * i - known.begin) < known.legal)
+                       ? 1
+                       : 0;
+      const int n     = static_cast<int>(takes[0] + takes[1]);
+      const int place = atomicAdd(&state.count, n);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) ptx::red_shared_add(bins_of(row) + known.window(scores[r][i]), takes[i]);
+      Candidate* const buffer = buffer_of(row);
+      ptx::st_global_if(takes[0] != 0, buffer + place, make_candidate(scores[r][0], column));
+      ptx::st_global_if(takes[1] != 0, buffer + (place + static_cast<int>(takes[0])), make_candidate(scores[r][1], column + 8));
+      if (place + n > most) [[unlikely]]
+        atomicOr(&marks(j), 1u << (r * 4 + lane_ % 4));
     }
+  }
+
+  /// A row's k best, at the item's end.
+  __device__ void emit(int row, SortRoom& room) const {
+    if (item().row + row >= call_.problem.queries) return;
+    const RowOutput out(call_, item().batch, item().row + row, item().split);
+    emit_row(out, out.by_index(call_), state_of(row).filter.window, state_of(row).count, buffer_of(row), bins_of(row), room, lane_);
+    __syncwarp();
+    if (lane_ == 0) state_of(row).count = 0;  // an item without keys opens no row
   }
 
   /// The buffer is full: back to the k best, the k-th of which is the threshold, and new bins from there.  The row's owner alone.
   __device__ void cut(int row) {
     constexpr int        in_flight = 4;
-    Entry* const         buffer    = buffer_of(row);
+    Candidate* const     buffer    = buffer_of(row);
     std::uint32_t* const bins      = bins_of(row);
     const int            count     = state_of(row).count;
-    restart(row, no_entry, 0, {0.0f, 0.0f});
+    restart(row, 0, {0.0f, 0.0f}, no_tie);
     const Entry     kth = kth_entry<in_flight>(buffer, count, static_cast<int>(call_.output.top_k), bins, lane_);
     Entry           greatest;
     const int       kept = keep_from<in_flight>(buffer, count, kth, greatest, lane_);
     const ScoreBins of   = window(score_of(kth), score_of(greatest), 2.0f);
-    restart(row, kth, kept, of);
+    restart(row, kept, of, kth);
     for_each_entry<in_flight>(buffer, kept, lane_, [&](Entry entry, bool real) {
       if (real) atomicAdd(&bins[of(score_of(entry))], 1u);
     });
     open_bins(row, just_below(static_cast<std::uint32_t>(kth >> 32)));
   }
 
-  /// indexer_score: -infinity where a key is not legal, or the legal ones alone.
-  __device__ void store(const Scores& scores, int key) const {
-    const int first_row = item().first_row(group_) + lane_ % 4;
-#pragma unroll
-    for (int r = 0; r < own_rows; ++r) {
-      const std::int64_t row = item().row + first_row + r * 4;
-      if (row >= call_.problem.queries) continue;
-      const RowKeys& keys = item().rows[first_row + r * 4];
-      float* const   to   = call_.scores + item().batch * call_.score_strides[0] + row * call_.score_strides[1];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const std::int64_t column = static_cast<std::int64_t>(key) + 8 * i - keys.first_key;
-        const bool         legal  = keys.begin <= key + 8 * i && key + 8 * i < keys.end;
-        if (column >= 0 && column < call_.score_columns && (legal || !call_.only_legal))
-          to[column] = legal ? scores[r][i] : -__int_as_float(0x7f800000);
-      }
-    }
-  }
-
   const IndexerCall&   call_;
   SharedState<Tile>&   shared_;
   unsigned char* const scratch_;
-  const int            team_, group_, warp_, lane_;
-  int                  slot_ = 0, parity_ = 0;
+  int                  team_, group_, warp_, lane_;
+  int                  slot_  = 0;
   std::int32_t         epoch_ = 0;
 };
 
@@ -279,7 +307,7 @@ __device__ void raise_thresholds(const IndexerCall& call, SharedState<Tile>& sha
       __syncwarp();  // every lane reads its bins after the epoch
       const auto* const bins = reinterpret_cast<const std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins;
       const int         bin  = BinCounts(bins, lane).find(k, lane).bin;
-      const float       edge = shared.rows[row].window.edge(bin);
+      const float       edge = shared.rows[row].filter.window.edge(bin);
       __threadfence_block();
       if (lane == 0 && edge == edge && !(edge <= known.score))
         atomicCAS(reinterpret_cast<unsigned long long*>(&shared.rejected[row]), before,

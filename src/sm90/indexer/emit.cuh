@@ -4,7 +4,7 @@
 #include "sm90/indexer/tile.cuh"
 #include "sm90/ptx/barrier.cuh"
 
-// The end of an item: each math warp sorts a row's candidates and writes its k best.
+// The end of an item: a warp sorts a row's candidates and writes its k best.
 
 namespace Tributary::Impl::SM90 {
 
@@ -52,21 +52,19 @@ class RowOutput {
 __device__ inline Entry swap_halves(Entry entry) { return entry << 32 | entry >> 32; }
 
 /// \param bins  of the entries, if the window is placed; anything afterwards
-__device__ inline void emit_row(const RowOutput& out, bool by_index, const RowState& state, Entry* buffer, std::uint32_t* bins,
-                                SortRoom& room, int lane) {
+__device__ inline void emit_row(const RowOutput& out, bool by_index, const ScoreBins& window, int count, Candidate* buffer,
+                                std::uint32_t* bins, SortRoom& room, int lane) {
   constexpr int in_flight = 8, rarely = 4;  // loads on their way
-  int           count  = state.count;
   const int     wanted = min(out.length, count);
   const auto    put    = [&](int position, Entry entry) { out.put(position, entry); };
   for (int i = wanted + lane; i < out.length; i += 32) out.pad(i);
   if (wanted == 0) return;
 
   int done = 0;
-  if (!by_index && state.window.scale > 0.0f) {
-    const ScoreBins of       = state.window;
-    const auto      edge_of  = [&](int bin) { return sortable(of.edge(bin)); };  // none: 0, which only NaN has
-    const auto      value_of = [](std::uint32_t image) { return score_of(static_cast<Entry>(image) << 32); };
-    done                     = emit_sorted<in_flight>(
+  if (!by_index && window.scale > 0.0f) {
+    const auto edge_of  = [&](int bin) { return sortable(window.edge(bin)); };  // none: 0, which only NaN has
+    const auto value_of = [](std::uint32_t image) { return score_of(static_cast<Entry>(image) << 32); };
+    done                = emit_sorted<in_flight>(
         buffer, count, wanted, bins, room, lane, edge_of, value_of, [](Entry entry) { return entry; }, put);
     if (done == wanted) return;
   }
@@ -99,50 +97,12 @@ __device__ inline void emit_row(const RowOutput& out, bool by_index, const RowSt
   int          size = 32;
   while (size < count) size *= 2;
   for (int i = lane; i < size; i += 32) {
-    const Entry entry = i < count ? load_entry(buffer + i) : no_entry;
+    const Entry entry = i < count ? entry_of(load_candidate(buffer + i)) : no_entry;
     list[i]           = by_index ? swap_halves(entry) : entry;
   }
   bitonic_sort(list, size, lane);
   for (int i = lane; i < count; i += 32) put(done + i, by_index ? swap_halves(list[i]) : list[i]);
   __syncwarp();
-}
-
-/// What a key tile cannot reach of an item's rows of scores: -infinity, by the first and the last part of the keys.
-template <class Tile>
-__device__ void fill_outside(const IndexerCall& call, const WorkItem<Tile::queries>& item, int row, int lane) {
-  const RowKeys      keys      = item.rows[row];
-  float* const       to        = call.scores + item.batch * call.score_strides[0] + (item.row + row) * call.score_strides[1];
-  const auto         column_of = [&](int key) { return static_cast<std::int64_t>(key) - keys.first_key; };
-  const std::int64_t begin     = clip(column_of(item.key), 0, call.score_columns);
-  const std::int64_t end       = clip(column_of(item.key) + std::int64_t{item.key_tiles} * Tile::keys, begin, call.score_columns);
-  const float        nothing   = -__int_as_float(0x7f800000);
-  if (item.split == 0)
-    for (std::int64_t column = lane; column < begin; column += 32) to[column] = nothing;
-  if (item.split == call.plan.splits - 1)
-    for (std::int64_t column = end + lane; column < call.score_columns; column += 32) to[column] = nothing;
-}
-
-/// One math warp's rows of an item.
-template <class Tile>
-__device__ void finish(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, const WorkItem<Tile::queries>& item,
-                       int team, int warp, int lane) {
-  static_assert(Tile::list_bytes >= math_warps * static_cast<int>(sizeof(SortRoom)));
-  const int group     = warp / 4;
-  SortRoom& room      = reinterpret_cast<SortRoom*>(scratch + group * Tile::group_offset)[warp % 4];
-  const int first_row = group * Tile::group_queries;
-#pragma unroll 1
-  for (int row = first_row + warp % 4; row < first_row + Tile::group_queries && item.row + row < call.problem.queries; row += 4) {
-    if (call.scores != nullptr) {
-      if (!call.only_legal) fill_outside<Tile>(call, item, row, lane);
-      continue;
-    }
-    const RowOutput out(call, item.batch, item.row + row, item.split);
-    emit_row(out, out.by_index(call), shared.rows[row], buffer<Tile>(call, team, row),
-             reinterpret_cast<std::uint32_t*>(scratch + Tile::bins_offset) + row * Tile::bins, room, lane);
-    __syncwarp();
-    if (lane == 0) shared.rows[row].count = 0;  // an item without keys opens no row
-  }
-  ptx::fence_proxy_async();  // the room lies where the copy engine puts the next queries
 }
 
 }  // namespace Tributary::Impl::SM90

@@ -5,9 +5,9 @@
 
 #include "sm90/device.hpp"
 #include "sm90/indexer/collect.cuh"
-#include "sm90/indexer/emit.cuh"
 #include "sm90/indexer/load.cuh"
 #include "sm90/indexer/score.cuh"
+#include "sm90/indexer/store.cuh"
 #include "sm90/prepare.cuh"
 #include "sm90/tensor_map.hpp"
 
@@ -20,16 +20,15 @@
 namespace Tributary::Impl::SM90 {
 namespace {
 
-template <class Tile>
-__device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int warp,
-                                     int lane) {
+/// \tparam Sink  what becomes of the scores: Collector or ScoreStore
+template <class Tile, class Sink>
+__device__ void score(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch, int team, int warp, int lane) {
   const int           group = warp / 4, warp_in_group = warp % 4;
   const std::uint64_t keys_descriptor = ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + Tile::keys_offset));
   const std::uint64_t queries_descriptor =
       ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + group * Tile::group_offset));
-  const Scoring<Tile>        scoring{shared.weights[group]};
   const auto                 keys = static_cast<std::int32_t>(call.problem.keys);
-  Collector<Tile>            collector(call, shared, scratch, team, warp, lane);
+  Sink                       sink(call, shared, scratch, team, warp, lane);
   RingPosition<Tile::stages> stage;
   std::uint32_t              round   = 0;
   const int                  my_turn = 1 + group, other_turn = 2 - group;  // named barriers: whose turn it is to multiply
@@ -39,9 +38,10 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
     const auto& item  = shared.items[item_at.slot];
     const int   batch = item.batch, key_tiles = item.key_tiles;
     if (batch < 0) break;
-    const int shared_queries = item.shared ? 1 : 0, first_tile = shared_queries & group;
-    collector.begin(item_at.slot);
-    Scoring<Tile>::share_weights(shared.weights[group], call.problem, batch, item.row + item.first_row(group), warp_in_group * 32 + lane);
+    const int shared_queries = Sink::shares_queries && item.shared ? 1 : 0, first_tile = shared_queries & group;
+    sink.begin(item_at.slot);
+    Scoring<Tile> scoring;
+    scoring.load_weights(call.problem, batch, item.row + item.first_row(group), lane);
     float                             accumulator[128], sum[2][Tile::group_queries];
     typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
     const float*                      all_scales = nullptr;
@@ -49,48 +49,62 @@ __device__ void multiply_and_collect(const IndexerCall& call, SharedState<Tile>&
       all_scales = call.problem.key_scale + batch * call.problem.key_scale_stride;
       ptx::forget(all_scales);  // it is not worked out again for every tile
     }
-    int        first_key = 0;
-    const auto collect   = [&](int j) {
+    std::int32_t  first_key = 0;
+    std::uint32_t full      = 0;  // rows to be cut before the next tile
+    const auto    take      = [&](int j) {
       typename Scoring<Tile>::Scores scores;
       Scoring<Tile>::add_lanes(sum, key_scales, scores, lane);
-      collector.take(j, key_tiles, scores, first_key);
+      sink.take(j, key_tiles, scores, first_key);
     };
     ptx::mbarrier_wait(&shared.queries_full[group], round);
     for (int j = 0; j < key_tiles; ++j, stage.next()) {
       if (((j ^ group) & shared_queries) != 0) continue;  // the other one's, which also releases it
-      __syncwarp();                                       // wgmma and its barriers want whole warps
+      if constexpr (!Sink::shares_queries) ptx::mbarrier_wait(&shared.keys_full[stage.slot], stage.round);
+      if constexpr (Sink::opening > 0)
+        if (full != 0) [[unlikely]]
+          sink.cut_rows(j, full);
+      const std::uint32_t key   = ptx::uniform_low(keys_descriptor + stage.slot * (Tile::key_bytes / 16));
+      const std::uint32_t query = ptx::uniform_low(queries_descriptor);
+      __syncwarp();  // wgmma and its barriers want whole warps
       ptx::bar_sync(my_turn, 256);
       // Not before the turn: then the other warpgroup has seen the tile before this one, and if the stage's last tile was its own, that
       // one, too.  So this one's phase is the next to complete.
-      ptx::mbarrier_wait(&shared.keys_full[stage.slot], stage.round);
-      __syncwarp();
-      collector.cut_full_rows();
-      Scoring<Tile>::multiply(accumulator, keys_descriptor + stage.slot * (Tile::key_bytes / 16), queries_descriptor);
+      if constexpr (Sink::shares_queries) {
+        ptx::mbarrier_wait(&shared.keys_full[stage.slot], stage.round);
+        __syncwarp();
+      }
+      Scoring<Tile>::multiply(accumulator, key, query);
       ptx::bar_arrive(other_turn, 256);
-      if (j > first_tile) collect(j - 1);  // the tile before, while this one is multiplied
+      if (j > first_tile && j > Sink::opening) take(j - 1);  // the tile before, while this one is multiplied
       first_key = shared.stage_key[stage.slot];
       if constexpr (Scoring<Tile>::scaled) key_scales.load(all_scales, keys, first_key + warp_in_group * 16, lane);
       __syncwarp();
       ptx::wgmma_wait_group<0>();
       ptx::pin(accumulator);
       if (lane == 0) ptx::mbarrier_arrive(&shared.keys_empty[stage.slot], 1 + shared_queries);
-      scoring.sum_heads(accumulator, sum, lane);
+      if constexpr (Sink::opening > 0) full = sink.full_rows(j + 1);
+      scoring.sum_heads(accumulator, sum);
+      if constexpr (Sink::opening > 0)
+        if (j < Sink::opening) [[unlikely]] {  // now, when the accumulators leave room for it
+          typename Scoring<Tile>::Scores scores;
+          Scoring<Tile>::add_lanes(sum, key_scales, scores, lane);
+          sink.open(j, key_tiles, scores, first_key);
+        }
     }
-    if (key_tiles > first_tile) collect(key_tiles - 1);
+    if (key_tiles > first_tile && key_tiles > Sink::opening) take(key_tiles - 1);
     if ((first_tile & key_tiles) != 0) {  // as many turns as the other one
       __syncwarp();
       ptx::bar_sync(my_turn, 256);
       ptx::bar_arrive(other_turn, 256);
     }
-    collector.end();
-    finish<Tile>(call, shared, scratch, item, team, warp, lane);
+    sink.finish();
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&shared.queries_empty[group]);
   }
   if (lane == 0) atomicSub(&shared.math_warps_left, 1);
 }
 
-template <class Tile>
+template <class Tile, class Sink>
 struct IndexerFunctor {
   IndexerCall call;
 
@@ -110,13 +124,13 @@ struct IndexerFunctor {
     // One branch a warpgroup: each divides the registers once.
     if (warp < math_warps) {
       ptx::setmaxnreg_inc<math_registers>();
-      multiply_and_collect<Tile>(call, shared, scratch, team.league_rank(), warp, lane);
+      score<Tile, Sink>(call, shared, scratch, team.league_rank(), warp, lane);
     } else {
       ptx::setmaxnreg_dec<other_registers>();
       if (warp == load_warp)
         load<Tile>(call, shared, scratch, team.league_rank(), team.league_size(), lane);
-      else if (warp == threshold_warp && call.scores == nullptr)
-        raise_thresholds<Tile>(call, shared, scratch, lane);
+      else if constexpr (Sink::opening > 0)
+        if (warp == threshold_warp) raise_thresholds<Tile>(call, shared, scratch, lane);
     }
     exit_thread();
   }
@@ -152,7 +166,13 @@ void run(const char* label, const Kokkos::Cuda& exec, const IndexerCall& call) {
           p.type, p.keys > 0 ? p.key : p.query,
           {.extents = {p.head_dim, p.keys, p.batch}, .strides = {p.key_strides[1], p.key_strides[0]}, .box = {panel, Tile::keys, 1}})};
   prepare_maps("Tributary::indexer::hopper::prepare", exec, maps, call.plan.maps, call.plan.next_item);
-  launch_teams<team_threads, 1>(label, exec, call.plan.teams, Tile::scratch_bytes, IndexerFunctor<Tile>{call});
+  const auto launch = [&]<class Sink>(std::type_identity<Sink>) {
+    launch_teams<team_threads, 1>(label, exec, call.plan.teams, Tile::scratch_bytes, IndexerFunctor<Tile, Sink>{call});
+  };
+  if (call.scores == nullptr)
+    launch(std::type_identity<Collector<Tile>>{});
+  else
+    launch(std::type_identity<ScoreStore<Tile>>{});
 }
 
 // The instantiations of this level.

@@ -107,13 +107,14 @@ __device__ void load(const IndexerCall& call, SharedState<Tile>& shared, unsigne
       for (int j = 0; j < item.key_tiles; ++j, order.next(), stage.next()) {
         if (j == ahead) load_queries<Tile>(call, shared, scratch, item, round);
         ptx::mbarrier_wait(&shared.keys_empty[stage.slot], stage.round ^ 1);
-        shared.stage_key[stage.slot] = item.key + order.at * Tile::keys;
+        const std::int32_t key       = item.key + order.at * Tile::keys;
+        shared.stage_key[stage.slot] = key;
         ptx::mbarrier_arrive_expect_tx(&shared.keys_full[stage.slot], Tile::key_bytes);
         unsigned char* const to = scratch + Tile::keys_offset + stage.slot * Tile::key_bytes;
 #pragma unroll
         for (int panel = 0; panel < Tile::panels; ++panel)
           ptx::cp_async_bulk_tensor(to + panel * Tile::keys * Tile::panel_bytes, map, &shared.keys_full[stage.slot],
-                                    panel * Tile::head_dim / Tile::panels, item.key + order.at * Tile::keys, item.batch);
+                                    panel * Tile::head_dim / Tile::panels, key, item.batch);
       }
       if (item.key_tiles <= ahead) load_queries<Tile>(call, shared, scratch, item, round);
     }

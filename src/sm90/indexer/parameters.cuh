@@ -2,7 +2,7 @@
 #include <cuda.h>
 
 #include "sm90/indexer/indexer.hpp"
-#include "topk/entry.hpp"
+#include "sm90/indexer/select.cuh"
 
 namespace Tributary::Impl::SM90 {
 
@@ -27,7 +27,7 @@ struct IndexerCall {
 
 /// Candidates of a row of a team's tile.
 template <class Tile>
-__device__ Entry* buffer(const IndexerCall& call, int team, int row) {
+__device__ Candidate* buffer(const IndexerCall& call, int team, int row) {
   return call.plan.candidates + static_cast<std::int64_t>(team * Tile::queries + row) * call.plan.capacity;
 }
 

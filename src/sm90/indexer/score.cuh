@@ -29,61 +29,57 @@ struct Scoring {
   /// folded into the weight.  Exact, since FP8 products are finite or NaN; -infinity would become NaN.
   static constexpr bool share_relu = scaled;
 
-  /// The weights of a warpgroup's 256 columns, in shared memory: in registers they would leave no room for what becomes of scores.  Lanes
-  /// with the same columns (lane % 4) read those of two blocks at a time.
-  using Weights = float4[Tile::columns / 16][4];
-  const Weights& weights;
+  float weight[64];
 
-  /// Zero for rows past the last.  A thread brings two; a barrier of the warpgroup comes before they are used.
-  __device__ static void share_weights(Weights& to, const IndexerProblem& problem, std::int64_t batch, std::int64_t first_row, int thread) {
-    const int          block = thread / 4, lane = thread % 4, head = block % head_blocks * 8 + lane * 2;
-    const std::int64_t row  = first_row + block / head_blocks;
-    float2             pair = {0.0f, 0.0f};
-    if (row < problem.queries) {
-      const float* const from = problem.weights + batch * problem.weight_strides[0] + row * problem.weight_strides[1] + head;
-      pair                    = {__ldg(from), __ldg(from + 1)};
-      if (problem.query_scale != nullptr) {
-        const float* const scale =
-            problem.query_scale + batch * problem.query_scale_strides[0] + row * problem.query_scale_strides[1] + head;
-        pair.x *= __ldg(scale);
-        pair.y *= __ldg(scale + 1);
-      }
-      if (share_relu) pair.y *= 0.5f;
+  /// Of this thread's columns; zero for rows past the last.
+  __device__ void load_weights(const IndexerProblem& problem, std::int64_t batch, std::int64_t row, int lane) {
+#pragma unroll
+    for (int q = 0; q < queries; ++q) {
+      const bool         real  = row + q < problem.queries;
+      const float* const from  = problem.weights + batch * problem.weight_strides[0] + (row + q) * problem.weight_strides[1];
+      const float* const scale = problem.query_scale + batch * problem.query_scale_strides[0] + (row + q) * problem.query_scale_strides[1];
+#pragma unroll
+      for (int n = 0; n < head_blocks; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int head = n * 8 + (lane & 3) * 2 + i;
+          float     w    = real ? __ldg(from + head) : 0.0f;
+          if (problem.query_scale != nullptr && real) w *= __ldg(scale + head);
+          weight[(q * head_blocks + n) * 2 + i] = share_relu && i == 1 ? 0.5f * w : w;
+        }
     }
-    reinterpret_cast<float2*>(&to[block / 2][lane])[block % 2] = pair;
   }
 
   /// accumulator = keys of a stage x this warpgroup's queries; issued, not waited for.
-  __device__ static void multiply(float (&accumulator)[128], std::uint64_t key, std::uint64_t query) {
+  /// \param key, query  low halves of their descriptors
+  __device__ static void multiply(float (&accumulator)[128], std::uint32_t key, std::uint32_t query) {
+    constexpr std::uint64_t high = ptx::matrix_descriptor<Tile::panel_bytes>(0) >> 32 << 32;
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Tile::steps; ++step) {
       constexpr int per_panel = Tile::panel_bytes / 32;
       const int     panel = step / per_panel, in_panel = step % per_panel;  // addresses in units of 16 bytes
-      ptx::Wgmma<Element, 256>::issue(accumulator, key + panel * (Tile::keys * Tile::panel_bytes / 16) + in_panel * 2,
-                                      query + panel * (Tile::columns * Tile::panel_bytes / 16) + in_panel * 2, step != 0);
+      ptx::Wgmma<Element, 256>::issue(accumulator, high | (key + panel * (Tile::keys * Tile::panel_bytes / 16) + in_panel * 2),
+                                      high | (query + panel * (Tile::columns * Tile::panel_bytes / 16) + in_panel * 2), step != 0);
     }
     ptx::wgmma_commit_group();
   }
 
   /// This thread's part of the sum over heads, of each query for its two keys.
-  __device__ void sum_heads(const float (&accumulator)[128], float (&sum)[2][queries], int lane) const {
+  __device__ void sum_heads(const float (&accumulator)[128], float (&sum)[2][queries]) const {
 #pragma unroll
     for (int q = 0; q < queries; ++q) sum[0][q] = sum[1][q] = 0.0f;
 #pragma unroll
-    for (int n = 0; n < head_blocks; n += 2)
+    for (int n = 0; n < head_blocks; ++n)
 #pragma unroll
       for (int q = 0; q < queries; ++q) {
-        const int    block = q * head_blocks + n;
-        const float4 of    = weights[block / 2][lane % 4];
+        const int   block = q * head_blocks + n;
+        const float w0 = weight[block * 2], w1 = weight[block * 2 + 1];
 #pragma unroll
         for (int key = 0; key < 2; ++key) {
-          const auto add = [&](const float* x, float w0, float w1) {
-            sum[key][q] = fmaf(w0, relu(x[0]), sum[key][q]);
-            sum[key][q] = fmaf(w1, share_relu ? x[1] + fabsf(x[1]) : relu(x[1]), sum[key][q]);
-          };
-          add(accumulator + block * 4 + key * 2, of.x, of.y);
-          add(accumulator + block * 4 + 4 + key * 2, of.z, of.w);
+          const float x0 = accumulator[block * 4 + key * 2], x1 = accumulator[block * 4 + key * 2 + 1];
+          sum[key][q] = fmaf(w0, relu(x0), sum[key][q]);
+          sum[key][q] = fmaf(w1, share_relu ? x1 + fabsf(x1) : relu(x1), sum[key][q]);
         }
       }
   }

@@ -8,18 +8,30 @@
 
 namespace Tributary::Impl::SM90 {
 
-__device__ inline Entry load_entry(const Entry* from) { return __ldcg(reinterpret_cast<const unsigned long long*>(from)); }
+/// A score's bits in the high half, its column in the low one: an entry is made of it where it is read, since appending has no time.
+using Candidate = std::uint64_t;
+
+__device__ inline Candidate make_candidate(float score, int column) {
+  return static_cast<Candidate>(Kokkos::bit_cast<std::uint32_t>(score)) << 32 | static_cast<std::uint32_t>(column);
+}
+__device__ inline Candidate candidate_of(Entry entry) { return make_candidate(score_of(entry), index_of(entry)); }
+
+__device__ inline Entry entry_of(Candidate candidate) {
+  return make_entry(sortable(Kokkos::bit_cast<float>(static_cast<std::uint32_t>(candidate >> 32))), static_cast<std::uint32_t>(candidate));
+}
+/// Written by other warps: past the first-level cache.
+__device__ inline Candidate load_candidate(const Candidate* from) { return __ldcg(reinterpret_cast<const unsigned long long*>(from)); }
 
 /// Calls use(entries, which of them are there) for entries 0 ... count - 1: `InFlight` of a lane at a time, while as many are on their way.
 /// What is used may be overwritten.
 template <int InFlight, class Use>
-__device__ void for_each_batch(const Entry* entries, int count, int lane, const Use& use) {
-  Entry      next[InFlight];
+__device__ void for_each_batch(const Candidate* candidates, int count, int lane, const Use& use) {
+  Candidate  next[InFlight];
   const auto load = [&](int first) {
 #pragma unroll
     for (int u = 0; u < InFlight; ++u) {
       const int i = first + u * 32 + lane;
-      next[u]     = i < count ? load_entry(entries + i) : no_entry;
+      next[u]     = i < count ? load_candidate(candidates + i) : 0;
     }
   };
   load(0);
@@ -29,8 +41,8 @@ __device__ void for_each_batch(const Entry* entries, int count, int lane, const 
     bool  real[InFlight];
 #pragma unroll
     for (int u = 0; u < InFlight; ++u) {
-      entry[u] = next[u];
       real[u]  = first + u * 32 + lane < count;
+      entry[u] = real[u] ? entry_of(next[u]) : no_entry;
     }
     load(first + 32 * InFlight);
     __syncwarp();
@@ -40,8 +52,8 @@ __device__ void for_each_batch(const Entry* entries, int count, int lane, const 
 
 /// Calls use(entry, is there one) for each, 32 neighbours at a time.
 template <int InFlight, class Use>
-__device__ void for_each_entry(const Entry* entries, int count, int lane, const Use& use) {
-  for_each_batch<InFlight>(entries, count, lane, [&](const Entry(&entry)[InFlight], const bool(&real)[InFlight]) {
+__device__ void for_each_entry(const Candidate* candidates, int count, int lane, const Use& use) {
+  for_each_batch<InFlight>(candidates, count, lane, [&](const Entry(&entry)[InFlight], const bool(&real)[InFlight]) {
 #pragma unroll
     for (int u = 0; u < InFlight; ++u) use(entry[u], real[u]);
   });
@@ -109,7 +121,7 @@ __device__ inline void clear_bins(std::uint32_t* bins, int lane) {
 /// The k-th largest of distinct entries, 1 <= k <= count: bins over the span of the entries, then over the bin that holds it, and so on.
 /// Uses the bins, which hold nothing afterwards.
 template <int InFlight>
-__device__ Entry kth_entry(const Entry* entries, int count, int k, std::uint32_t* bins, int lane) {
+__device__ Entry kth_entry(const Candidate* entries, int count, int k, std::uint32_t* bins, int lane) {
   Entry low = ~Entry{0}, high = 0;
   for_each_entry<InFlight>(entries, count, lane, [&](Entry entry, bool real) {
     if (!real) return;
@@ -140,7 +152,7 @@ __device__ Entry kth_entry(const Entry* entries, int count, int k, std::uint32_t
 
 /// Keeps the entries from `least` up, in place; returns how many, and the greatest.
 template <int InFlight>
-__device__ int keep_from(Entry* entries, int count, Entry least, Entry& greatest, int lane) {
+__device__ int keep_from(Candidate* entries, int count, Entry least, Entry& greatest, int lane) {
   const unsigned below_me = (1u << lane) - 1;
   int            kept     = 0;
   greatest                = 0;
@@ -148,7 +160,7 @@ __device__ int keep_from(Entry* entries, int count, Entry least, Entry& greatest
     const bool     keep = real && entry >= least;
     const unsigned mask = __ballot_sync(0xffffffffu, keep);
     if (keep) {
-      entries[kept + __popc(mask & below_me)] = entry;  // never past what has been read
+      entries[kept + __popc(mask & below_me)] = candidate_of(entry);  // never past what has been read
       greatest                                = entry > greatest ? entry : greatest;
     }
     kept += __popc(mask);
@@ -276,7 +288,7 @@ __device__ bool emit_found(SortRoom& room, int count, float least, float greates
 /// `coarse` holds the number of entries in each of 256 bins that never fall as the key rises; edge_of(bin) is a 32-bit image that no entry
 /// of this bin or a higher one has less than or equal to in its key's high half, and few of lower bins exceed.
 template <int InFlight, class EdgeOf, class ValueOf, class KeyOf, class Emit>
-__device__ int emit_sorted(Entry* entries, int& count, int wanted, const std::uint32_t* coarse, SortRoom& room, int lane,
+__device__ int emit_sorted(Candidate* entries, int& count, int wanted, const std::uint32_t* coarse, SortRoom& room, int lane,
                            const EdgeOf& edge_of, const ValueOf& value_of, const KeyOf& key_of, const Emit& emit) {
   const BinCounts counts(coarse, lane);
   const auto      last       = counts.find(wanted, lane);
@@ -324,7 +336,7 @@ __device__ int emit_sorted(Entry* entries, int& count, int wanted, const std::ui
         found += __popc(here[u]);
         const bool     stays   = later[u] | (is_here & !fits);
         const unsigned staying = __ballot_sync(0xffffffffu, stays);
-        ptx::st_global_if(stays, entries + left + __popc(staying & below_me), entry[u]);
+        ptx::st_global_if(stays, entries + left + __popc(staying & below_me), candidate_of(entry[u]));
         left += __popc(staying);
       }
     });
@@ -339,7 +351,7 @@ __device__ int emit_sorted(Entry* entries, int& count, int wanted, const std::ui
                                            if (done + position < wanted) emit(done + position, entry);
                                          })) {
       found = min(found, SortRoom::entries);
-      for (int i = lane; i < found; i += 32) entries[count + i] = room.found[i];
+      for (int i = lane; i < found; i += 32) entries[count + i] = candidate_of(room.found[i]);
       count += found;
       __syncwarp();
       return done;

@@ -139,11 +139,20 @@ struct alignas(8) RejectedScore {
 };
 static_assert(sizeof(RejectedScore) == sizeof(std::uint64_t));
 
+/// What a row's scores are held against.
+struct RowFilter {
+  ScoreBins window;  // scale 0: not placed
+  // Of the k-th best candidate when the buffer was last cut: of equal scores a later column loses.  NaN: it never was.
+  float         tie_score;
+  std::int32_t  tie_column;
+  std::int32_t  first_key, begin;  // rows of the key tensor: of column 0, of the first legal key
+  std::uint32_t legal;             // keys
+};
+
 /// What the math warps of a group share of a row.
-struct RowState {
-  Entry        threshold;  // only entries above it can still be among the k best
-  ScoreBins    window;     // scale 0: not placed
-  std::int32_t count;      // entries in the row's buffer, each counted in the row's bins
+struct alignas(16) RowState {
+  RowFilter    filter;
+  std::int32_t count;  // candidates in the row's buffer, each counted in the row's bins
 };
 
 template <class Tile>
@@ -152,8 +161,7 @@ struct SharedState {
   std::uint64_t           queries_full[2], queries_empty[2];
   std::uint64_t           item_full[2];
   RejectedScore           rejected[Tile::queries];
-  float4                  weights[2][Tile::columns / 16][4];  // of each warpgroup's columns: score.cuh
-  float2                  extents[Tile::queries][4];          // of a row's first scores, seen by each warp
+  float2                  extents[Tile::queries][4];  // of a row's first scores, seen by each warp
   RowState                rows[Tile::queries];
   WorkItem<Tile::queries> items[2];
   std::uint32_t           full[2][2];               // rows of a group, a bit each, whose buffers are to be cut

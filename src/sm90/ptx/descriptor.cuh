@@ -8,7 +8,7 @@ namespace Tributary::Impl::SM90::ptx {
 /// Descriptor of a matrix in shared memory whose rows of `RowBytes` (128 or 64) were swizzled by the copy engine; the depth runs along a
 /// row, groups of 8 rows follow one another.
 template <int RowBytes>
-__device__ inline std::uint64_t matrix_descriptor(std::uint32_t address) {
+__device__ constexpr std::uint64_t matrix_descriptor(std::uint32_t address) {
   static_assert(RowBytes == 128 || RowBytes == 64);
   constexpr std::uint64_t swizzle = RowBytes == 128 ? 1 : 2, group = 8 * RowBytes / 16;
   return static_cast<std::uint64_t>((address & 0x3ffff) >> 4) | (1ull << 16) | (group << 32) | (swizzle << 62);

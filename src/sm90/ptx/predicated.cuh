@@ -18,6 +18,11 @@ __device__ inline void st_global_if(bool predicate, std::uint64_t* to, std::uint
       : "memory");
 }
 
+/// Adds, by one instruction that no lane skips.
+__device__ inline void red_shared_add(std::uint32_t* counter, std::uint32_t value) {
+  asm volatile("red.shared::cta.add.u32 [%0], %1;" ::"r"(shared_address(counter)), "r"(value) : "memory");
+}
+
 __device__ inline void red_shared_inc_if(bool predicate, std::uint32_t* counter) {
   asm volatile(
       "{\n"

@@ -26,11 +26,20 @@ __device__ inline void pin(float (&d)[Count]) {
 
 /// Keeps the compiler from knowing how a number or an address came about: it neither keeps, across what comes between, what it worked out
 /// from it before, nor works it out again wherever it is used.
+__device__ inline void forget(std::int32_t& number) { asm volatile("" : "+r"(number)); }
 __device__ inline void forget(std::uint32_t& number) { asm volatile("" : "+r"(number)); }
 __device__ inline void forget(std::uint64_t& number) { asm volatile("" : "+l"(number)); }
 template <class Value>
 __device__ inline void forget(Value*& address) {
   asm volatile("" : "+l"(address));
+}
+
+/// A descriptor's low half, the same in all lanes, in a uniform register, which wgmma takes it from: sums with it cost no lane an
+/// instruction.
+__device__ inline std::uint32_t uniform_low(std::uint64_t descriptor) {
+  auto low = static_cast<std::uint32_t>(descriptor);
+  forget(low);  // worked out here, not kept in a register of each lane since before a loop
+  return __reduce_or_sync(0xffffffffu, low);
 }
 
 /// D = float[N / 2] a thread.  `issue(d, a, b, accumulate)`: A and B in shared memory, the depth along their rows.

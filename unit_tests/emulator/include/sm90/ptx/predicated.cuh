@@ -20,6 +20,7 @@ template <class Counter>
 Counter atom_shared_add_if(bool predicate, Counter* counter, Counter value) {
   return predicate ? atomicAdd(shared(counter), value) : 0x5eed;
 }
+inline void red_shared_add(std::uint32_t* counter, std::uint32_t value) { atomicAdd(shared(counter), value); }
 inline void red_shared_inc_if(bool predicate, std::uint32_t* counter) { atom_shared_add_if(predicate, counter, 1u); }
 
 inline void st_shared_if(bool predicate, std::uint64_t* to, std::uint64_t value) {

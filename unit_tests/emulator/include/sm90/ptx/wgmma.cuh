@@ -23,6 +23,8 @@ void pin(float (&d)[Count]) {
 template <class Value>
 void forget(Value&) {}
 
+inline std::uint32_t uniform_low(std::uint64_t descriptor) { return static_cast<std::uint32_t>(descriptor); }
+
 template <class Element, int N, TributaryTest::Emulator::Operands TheOperands>
 struct EmulatedWgmma {
   using Format                   = TributaryTest::Emulator::Format;
