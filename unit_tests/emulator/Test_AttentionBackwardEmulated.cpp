@@ -248,10 +248,25 @@ TEST(AttentionBackwardEmulated, PackedSequencesAndHiddenKeysWithoutNumbers) {
   }
 }
 
+TEST(AttentionBackwardEmulated, CausalBlocksInBothOrders) {
+  // Pairs of all sections but the last one go upwards from the diagonal.
+  for (std::uint64_t stream = 2500; stream < 2500 + 12; ++stream) {
+    EmulatedOptions options{.queries = 320, .keys = 260, .heads = 6, .key_heads = stream % 2 == 0 ? 6 : 3};
+    options.right    = stream % 3 == 0 ? 70 : 0;
+    options.section  = 1 + static_cast<int>(stream % 2);
+    options.head_dim = options.value_dim = stream % 4 == 0 ? 64 : stream % 4 == 1 ? 128 : 256;
+    options.sequences                    = stream % 5 == 0 ? 3 : 0;
+    options.processors                   = 1 + static_cast<int>(stream % 4);
+    run_and_check(options, stream);
+    if (HasFailure()) return;
+  }
+}
+
 TEST(AttentionBackwardEmulated, SameBitsOnEverySchedule) {
   for (const int dim : {64, 128, 256}) {
     EmulatedOptions options{.queries = 150, .keys = 400, .heads = 2, .sequences = 3, .float_output = true};
     options.head_dim = options.value_dim = dim;
+    if (dim == 128) options.right = 0, options.section = 1;
     BackwardRun run(options, 3000);
     run.run(Settings::of(0, 1));
     ASSERT_FALSE(HasFailure());

@@ -165,12 +165,12 @@ AttentionBackwardPlan plan_attention_backward(const Exec& exec, const AttentionP
   AttentionBackwardPlan plan{};
   const int             dim = gradient_dim(p), keys = gradient_keys(dim);
   plan.blocks              = (p.keys + keys - 1) / keys;
-  plan.turns_of_tile       = dim > 128 ? 2 : 1;
+  plan.turns_of_tile       = gradient_turns(dim);
   plan.queries             = gradient_queries(dim, gradient_scores(p));
   plan.slots               = (p.queries + plan.queries - 1) / plan.queries + (p.packed.cu_seqlens_q == nullptr ? 0 : p.packed.sequences);
   const std::int64_t pairs = p.batch * p.key_heads, bytes_of_pair = p.heads / p.key_heads * p.queries * dim * (2 + 2 + 4);
   plan.section =
-      std::clamp<std::int64_t>((std::int64_t{40} << 20) / std::max<std::int64_t>(bytes_of_pair, 1), 1, std::max<std::int64_t>(pairs, 1));
+      std::clamp<std::int64_t>((std::int64_t{20} << 20) / std::max<std::int64_t>(bytes_of_pair, 1), 1, std::max<std::int64_t>(pairs, 1));
   plan.teams     = static_cast<std::int32_t>(std::min<std::int64_t>(exec.cuda_device_prop().multiProcessorCount, pairs * plan.blocks));
   plan.maps      = layout.take<GradientMaps>(1);
   plan.next_item = layout.take<std::int32_t>(1);

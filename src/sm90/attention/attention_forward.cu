@@ -11,9 +11,9 @@
 // O = softmax(x) V, tiles of queries against a stream of tiles of keys and values.
 //
 // One team an SM draws work items.  One warp loads (of e4m3 two); two or three warpgroups multiply, each with 64 queries of its own:
-// products with a tile of keys, their softmax in registers, and the weights from there against the tile of values.  Two take turns at the
-// tensor cores, so that one's softmax goes on under the other's products; within a warpgroup, products with the next keys come before the
-// sum of values.
+// products with a tile of keys, their softmax in registers, and the weights from there against the tile of values.  One's softmax goes on
+// under the other's products, beyond 128 columns by turns at the tensor cores; within a warpgroup, products with the next keys come before
+// the sum of values.
 
 namespace Tributary::Impl::SM90 {
 namespace {
@@ -30,8 +30,9 @@ class Attender {
         warp_row_(warp * 16),
         lane_(lane),
         cleans_(has_rows_to_clean(call.problem)),
-        query_(ptx::matrix_descriptor<128>(ptx::shared_address(scratch) + static_cast<std::uint32_t>(warp / 4 * Tile::query_bytes))),
-        key_(ptx::matrix_descriptor<128>(ptx::shared_address(scratch + Tile::keys_offset))),
+        query_(ptx::matrix_descriptor<Tile::row_bytes>(ptx::shared_address(scratch) +
+                                                       static_cast<std::uint32_t>(warp / 4 * Tile::query_bytes))),
+        key_(ptx::matrix_descriptor<Tile::row_bytes>(ptx::shared_address(scratch + Tile::keys_offset))),
         value_(descriptor_of_values(ptx::shared_address(scratch + Tile::values_offset))) {}
 
   __device__ void run() {
@@ -89,13 +90,25 @@ class Attender {
       ptx::wgmma_wait_group<1>();
       ptx::pin(scores);
       release_keys();
-      softmax.soften(scores, (piece.last_tile - n) * Tile::keys, rescale);
-      ptx::wgmma_wait_group<0>();
-      ptx::pin(sums);
-      ptx::pin(scores);
-      release_values();
-      pack<Element>(scores, weights);
-      if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) multiply(sums, rescale);
+      if constexpr (Tile::keeps_scores) {
+        std::uint32_t next[weight_count];
+        const bool    rescales = softmax.soften(scores, (piece.last_tile - n) * Tile::keys, rescale, next);
+        ptx::wgmma_wait_group<0>();
+        ptx::pin(sums);
+        release_values();
+        ptx::move(weights, next);
+        if (rescales) multiply(sums, rescale);
+      } else {
+        const bool rescales = softmax.soften(scores, (piece.last_tile - n) * Tile::keys, rescale);
+        // The branch waits for all weights: otherwise ptxas would put the wait for the products in front of most of the exponentials.
+        if (rescales) __nanosleep(0);
+        ptx::wgmma_wait_group<0>();
+        ptx::pin(sums);
+        ptx::pin(scores);
+        release_values();
+        pack<Element>(scores, weights);
+        if (rescales) multiply(sums, rescale);
+      }
     }
     release(&shared_.query_empty);
     ptx::mbarrier_wait(values_ready(value_at_.slot), value_at_.round);
@@ -131,9 +144,8 @@ class Attender {
       ptx::wgmma_wait_group<1>();
       ptx::pin(scores);
       ptx::forget(tiles_);
-      softmax.soften(scores, tile * Tile::keys, rescale, factor);
-      // The branch waits for all weights: otherwise ptxas would put the wait for the products in front of the exponentials.
-      if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f || softmax.has_no_number())) multiply(sums, rescale);
+      // A branch that waits for all weights here, too.
+      if (softmax.soften(scores, tile * Tile::keys, rescale, factor)) multiply(sums, rescale);
       ptx::wgmma_wait_group<0>();
       ptx::pin(of_tile);
       ptx::pin(scores);
@@ -221,11 +233,12 @@ class Attender {
 
   /// scores = queries x a tile of keys; issued, not waited for.
   __device__ void multiply_keys(float (&scores)[Tile::keys / 2], int slot) const {
-    const std::uint64_t key = key_ + static_cast<std::uint64_t>(slot * (Tile::key_bytes / 16));
+    constexpr int       steps_of_panel = Tile::row_bytes / 32;
+    const std::uint64_t key            = key_ + static_cast<std::uint64_t>(slot * (Tile::key_bytes / 16));
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < Tile::query_panels * 4; ++step) {
-      const int panel = step / 4, in_panel = step % 4 * 2;  // addresses in units of 16 bytes
+    for (int step = 0; step < Tile::query_panels * steps_of_panel; ++step) {
+      const int panel = step / steps_of_panel, in_panel = step % steps_of_panel * 2;  // addresses in units of 16 bytes
       ptx::Wgmma<Element, Tile::keys>::issue(scores, query_ + static_cast<std::uint64_t>(panel * (Tile::query_panel_bytes / 16) + in_panel),
                                              key + static_cast<std::uint64_t>(panel * (Tile::key_panel_bytes / 16) + in_panel), step != 0);
     }
@@ -341,7 +354,9 @@ void run(const Kokkos::Cuda& exec, const AttentionForwardCall& call) {
   const AttentionProblem& p    = call.problem;
   const AttentionMaps     maps = [&] {
     const auto map_of = [&](const void* data, const std::int64_t(&strides)[3], std::int64_t rows, std::int32_t heads, std::int32_t columns,
-                            int box_rows) { return attention_map(p.type, data, strides, p.batch, rows, heads, columns, box_rows); };
+                            int box_rows) {
+      return attention_map(p.type, data, strides, p.batch, rows, heads, columns, box_rows, Tile::row_bytes);
+    };
     const CUtensorMap query = map_of(p.query, p.query_strides, p.queries, p.heads, p.head_dim, Tile::group_rows);
     if (p.keys == 0) return AttentionMaps{query, query, query};  // nothing is loaded
     AttentionMaps all{.query = query, .key = map_of(p.key, p.key_strides, p.keys, p.key_heads, p.head_dim, Tile::keys), .value = {}};
@@ -361,18 +376,13 @@ int tile_rows(const AttentionProblem& p) {
   return p.type != ElementType::float8_e4m3 && std::max(tile_dim(p.head_dim), tile_dim(p.value_dim)) == 64 ? 192 : 128;
 }
 
-template <class Element, int HeadDim>
-constexpr bool has_causal_tile = HeadDim == 128 && sizeof(Element) == 2;
-
 // The instantiations of this level.
 template <class Element, int HeadDim, int ValueDim>
 void run_scores(const Kokkos::Cuda& exec, const AttentionForwardCall& call) {
   if (!plain_scores(call.problem))
-    run<AttentionTile<Element, HeadDim, ValueDim, Scores::biased, false>>(exec, call);
-  else if (call.problem.right >= 0 && has_causal_tile<Element, HeadDim>)
-    run<AttentionTile<Element, HeadDim, ValueDim, Scores::plain, has_causal_tile<Element, HeadDim>>>(exec, call);
+    run<AttentionTile<Element, HeadDim, ValueDim, Scores::biased>>(exec, call);
   else
-    run<AttentionTile<Element, HeadDim, ValueDim, Scores::plain, false>>(exec, call);
+    run<AttentionTile<Element, HeadDim, ValueDim, Scores::plain>>(exec, call);
 }
 
 template <class Element>
@@ -438,8 +448,10 @@ void attention_forward(const Exec& exec, const AttentionProblem& problem, const 
     run_dimensions<bfloat16_t>(exec, call);
   else if (problem.type == ElementType::float16)
     run_dimensions<half_t>(exec, call);
+  else if (std::max(problem.head_dim, problem.value_dim) <= 64)
+    run_scores<float8_e4m3_t, 64, 64>(exec, call);
   else
-    run_scores<float8_e4m3_t, 128, 128>(exec, call);  // shorter heads, too: slower than a tile of their own would be
+    run_scores<float8_e4m3_t, 128, 128>(exec, call);
 }
 
 using Space = Kokkos::Cuda;

@@ -10,7 +10,7 @@ namespace Tributary::Impl::SM90 {
 
 /// The piece of keys `k`: rows as queries are in other segments.
 template <class Tile>
-__device__ GradientPiece describe_keys(const AttentionBackwardCall& call, const Segment& k, std::int32_t key_head) {
+__device__ GradientPiece describe_keys(const AttentionBackwardCall& call, const Segment& k, std::int32_t key_head, bool upwards) {
   const AttentionProblem& p = call.problem;
   const Segment           queries{k.batch, k.sequence, k.first_key, k.keys, 0, k.keys, k.row - k.first_query, k.queries};
   const KeyInterval       seen  = p.queries_of(k.first_query, k.first_query + k.rows - 1, queries);
@@ -31,7 +31,9 @@ __device__ GradientPiece describe_keys(const AttentionBackwardCall& call, const 
           .query_row        = static_cast<std::int32_t>(k.first_key),
           .first_slot       = static_cast<std::int32_t>(call.plan.slot(k.batch, p.packed, k.first_key, k.sequence, 0)),
           .query_tiles      = seen.begin < seen.end ? last - first + 1 : 0,
-          .last_tile        = last};
+          .first_tile       = upwards ? first : last,
+          .behind_last      = upwards ? last + 1 : first - 1,
+          .direction        = upwards ? 1 : -1};
 }
 
 /// A warp.
@@ -52,14 +54,16 @@ class GradientLoader {
     const PackedOffsets     by_key{p.packed.cu_seqlens_k, p.packed.cu_seqlens_q, p.packed.sequences};
     const std::int64_t      items = call_.items(), pairs = p.batch * p.key_heads;
     const bool              ascending = sequences_ascend();
-    // Blocks of keys are drawn in order, by teams that run: what one waits for is being worked on.
+    // Blocks of keys are drawn in the order of their turns, by teams that run: what one waits for is being worked on.
     for (std::int64_t item = draw(); item < items; item = draw()) {
-      const auto [block, pair] = SectionItem(item, pairs, call_.plan.blocks, call_.plan.section);
+      const auto [number, pair]  = SectionItem(item, pairs, call_.plan.blocks, call_.plan.section);
+      const bool         upwards = goes_upwards(pair, pairs);
+      const std::int64_t block   = upwards ? call_.plan.blocks - 1 - number : number;
       const std::int64_t begin = block * Tile::keys, end = begin + Tile::keys < p.keys ? begin + Tile::keys : p.keys;
       for (std::int64_t row = begin; row < end;) {
         Segment k = by_key.segment(pair / p.key_heads, row, end, p.keys, p.queries);
         if (!ascending) k.keys = 0;
-        load(publish(describe_keys<Tile>(call_, k, static_cast<std::int32_t>(pair % p.key_heads))));
+        load(publish(describe_keys<Tile>(call_, k, static_cast<std::int32_t>(pair % p.key_heads), upwards)));
         row += k.rows;
       }
     }
@@ -70,6 +74,14 @@ class GradientLoader {
   __device__ std::int64_t draw() const {
     const std::int32_t item = lane_ == 0 ? atomicAdd(call_.plan.next_item, 1) : 0;
     return __shfl_sync(0xffffffffu, item, 0);
+  }
+
+  /// Causal: blocks of the last keys first, each from its first queries on, the diagonal.  Then teams that start together are at different
+  /// tiles of queries all the time and find their turns come; from the last tile of queries on each would wait for the one before.  The
+  /// last pairs go the other way, longest blocks first, so that all teams end at the same time.
+  __device__ bool goes_upwards(std::int64_t pair, std::int64_t pairs) const {
+    const AttentionProblem& p = call_.problem;
+    return p.left < 0 && p.right >= 0 && pair < (pairs - 1) / call_.plan.section * call_.plan.section;
   }
 
   /// Whether packed sequences follow one another.  Turns, and the numbers of tiles, count on it: from other offsets come gradients of zero,

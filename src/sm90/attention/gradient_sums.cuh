@@ -14,12 +14,27 @@ KOKKOS_INLINE_FUNCTION int place_in_part(int query, int column) {
   return column / 8 * 512 + thread * 4 + query % 16 / 8 * 2 + column % 2;
 }
 
+/// How many blocks of keys come before the piece's, of those that the step's queries see: blocks are drawn in order of keys, or the other
+/// way round.
+template <class Tile>
+__device__ std::int32_t turn_of(const AttentionProblem& p, const GradientPiece& piece, const GradientStep<Tile>& step) {
+  const std::int32_t start = piece.key_row - piece.first_key, block = piece.key_row / Tile::keys;  // start: row of the sequence's first key
+  if (piece.direction < 0) {
+    const std::int32_t seen = piece.left < 0 ? 0 : max(step.position(piece) - piece.left, 0);
+    return block - (start + seen) / Tile::keys;
+  }
+  const std::int32_t last_query = min(step.first_query() + Tile::queries, piece.sequence_queries) - 1;
+  const std::int32_t seen       = min(last_query + piece.alignment, piece.sequence_keys - 1 - piece.right) + piece.right;
+  return (start + seen) / Tile::keys - block;
+}
+
 /// Adds the parts up in device memory, each at its turn unless the order may differ; one thread of an adder.
 template <class Tile>
 __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int adder) {
   const AttentionProblem&    p                        = call.problem;
   std::uint32_t              sums_round[Tile::groups] = {};
   RingPosition<Tile::adders> adder_at;
+  const auto                 give_back = [&](int group) { ptx::mbarrier_arrive(&shared.sums_empty[group]); };
   for (RingPosition<2> piece_at;; piece_at.next()) {
     ptx::mbarrier_wait(&shared.piece_full[piece_at.slot], piece_at.round);
     const GradientPiece& piece = shared.pieces[piece_at.slot];
@@ -27,34 +42,35 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
     const std::int32_t steps = steps_of(p, piece);
     GradientStep<Tile> step(p, piece);
     for (std::int32_t n = 0; n < steps; ++n, adder_at.next(), step.next(piece)) {
-      if (Tile::turns == 1 && adder_at.slot != adder) continue;
-      // How many blocks of keys come before this one, of those that the tile of queries sees.
-      const std::int32_t  start = piece.key_row - piece.first_key;  // row of the sequence's first key
-      const std::int32_t  seen  = piece.left < 0 ? 0 : max(step.position(piece) - piece.left, 0);
-      const std::int32_t  turn  = piece.key_row / Tile::keys - (start + seen) / Tile::keys;
+      if (!Tile::wide && adder_at.slot != adder) continue;
+      const std::int32_t  turn  = turn_of(p, piece, step);
       const std::int64_t  at    = (piece.first_slot + step.tile) * std::int64_t{p.heads} + step.head;
-      std::int32_t* const turns = call.plan.turns + at * Tile::turns + (Tile::turns == 1 ? 0 : adder);
+      std::int32_t* const turns = call.plan.turns + at * Tile::turns + (Tile::wide ? adder : 0);
       if (p.deterministic) {
         while (ptx::ld_acquire(turns) != turn) __nanosleep(20);
         ptx::fence_proxy_async_global();
       }
       float* const to = call.plan.sums + at * Tile::parts * gradient_part_floats;
-      for (int part = 0; part < Tile::parts_of_group; ++part) {
-        for (int group = 0; group < Tile::groups; ++group) {
-          if (!Tile::adds(adder, group, adder_at.slot) || !Tile::has_part(group, n)) continue;
-          ptx::mbarrier_wait(&shared.sums_full[adder][group], sums_round[group]);
-          sums_round[group] ^= 1;
-          const auto* const from    = reinterpret_cast<const float*>(scratch + Tile::sums_offset) + group * gradient_part_floats;
-          float* const      part_to = to + (Tile::parts == 1 ? 0 : group * Tile::parts_of_group + part) * gradient_part_floats;
-          if (p.deterministic && turn == 0)
-            ptx::cp_async_bulk(part_to, from, gradient_part_floats * 4);
-          else
-            ptx::cp_reduce_async_bulk_add(part_to, from, gradient_part_floats * 4);
-          ptx::cp_async_bulk_commit_group();
+      for (int group = 0; group < Tile::groups; ++group) {
+        if (!Tile::has_part(group, n)) continue;
+        ptx::mbarrier_wait(&shared.sums_full[adder][group], sums_round[group]);
+        sums_round[group] ^= 1;
+        const auto* const from    = reinterpret_cast<const float*>(scratch + Tile::sums_offset) + group * gradient_part_floats;
+        float* const      part_to = to + Tile::part_of(group, adder) * gradient_part_floats;
+        if (p.deterministic && turn == 0)
+          ptx::cp_async_bulk(part_to, from, gradient_part_floats * 4);
+        else
+          ptx::cp_reduce_async_bulk_add(part_to, from, gradient_part_floats * 4);
+        ptx::cp_async_bulk_commit_group();
+        if constexpr (Tile::wide) {  // the warpgroups do not come at the same time
+          ptx::cp_async_bulk_wait_read();
+          give_back(group);
         }
+      }
+      if constexpr (!Tile::wide) {
         ptx::cp_async_bulk_wait_read();
         for (int group = 0; group < Tile::groups; ++group)
-          if (Tile::adds(adder, group, adder_at.slot) && Tile::has_part(group, n)) ptx::mbarrier_arrive(&shared.sums_empty[group]);
+          if (Tile::has_part(group, n)) give_back(group);
       }
       if (p.deterministic) {
         ptx::cp_async_bulk_wait();

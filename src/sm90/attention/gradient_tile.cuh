@@ -28,6 +28,9 @@ constexpr int gradient_queries(int dim, Scores scores) {
   return dim == 64 && scores == Scores::plain ? of_short_rows : 64;
 }
 
+/// Turns that a tile of queries counts.
+constexpr int gradient_turns(int dim) { return dim > 128 ? 2 : 1; }
+
 /// Rows up to 128: each warpgroup has half of the keys.
 template <class Element_, int Dim, Scores TheScores>
 struct GradientTile {
@@ -67,8 +70,8 @@ struct GradientTile {
   KOKKOS_INLINE_FUNCTION static bool has_part(int group, std::int32_t step) { return parts == groups || step % groups == group; }
 
   // Two warps add gradients of queries up, every other step: one waits for its turn while the other's sums are on their way.
-  static constexpr int               adders = 2, turns = 1, parts_of_group = 1;
-  KOKKOS_INLINE_FUNCTION static bool adds(int adder, int, std::int32_t step) { return step % adders == adder; }
+  static constexpr int              adders = 2, turns = gradient_turns(Dim);
+  KOKKOS_INLINE_FUNCTION static int part_of(int group, int) { return parts == 1 ? 0 : group; }
 };
 
 /// Rows up to 256: the warpgroups share 64 keys, each has half of the columns of their gradients.  One weighs scores, the other one makes
@@ -111,9 +114,10 @@ struct WideGradientTile {
   static constexpr int               parts = panels;  // of the gradient of a step's queries: two of each warpgroup
   KOKKOS_INLINE_FUNCTION static bool has_part(int, std::int32_t) { return true; }
 
-  // Each warpgroup has a warp that adds its parts up, with turns of their own: the warpgroups are not at the same step.
-  static constexpr int               adders = 2, turns = 2, parts_of_group = 2;
-  KOKKOS_INLINE_FUNCTION static bool adds(int adder, int group, std::int32_t) { return group == adder; }
+  // A warp adds up the first parts, another one the second parts, which come half a step later.  Each has turns of its own: they are short,
+  // and what one has added gets to memory while the other one adds.
+  static constexpr int              adders = 2, turns = gradient_turns(dim);
+  KOKKOS_INLINE_FUNCTION static int part_of(int group, int adder) { return group * adders + adder; }
 };
 
 struct GradientMaps {
@@ -140,11 +144,12 @@ struct GradientPiece {
   std::int32_t key_row, keys;        // of the tensors
   std::int32_t sequence, first_key;  // key_row's number in it
   std::int32_t sequence_keys, sequence_queries;
-  std::int32_t alignment;               // i' - i
-  std::int32_t left, right;             // the window; no longer than any sequence, -1: no limit
-  std::int32_t query_row;               // of the tensors: the sequence's first
-  std::int32_t first_slot;              // of the plan: the sequence's first tile of queries
-  std::int32_t query_tiles, last_tile;  // visited downwards, from this tile of the sequence on
+  std::int32_t alignment;    // i' - i
+  std::int32_t left, right;  // the window; no longer than any sequence, -1: no limit
+  std::int32_t query_row;    // of the tensors: the sequence's first
+  std::int32_t first_slot;   // of the plan: the sequence's first tile of queries
+  // Tiles of the sequence: as many, visited from the first one in this direction (1 or -1), until the one behind the last.
+  std::int32_t query_tiles, first_tile, behind_last, direction;
 };
 
 /// A tile of queries of one head.
@@ -154,11 +159,12 @@ struct GradientStep {
 
   /// The piece's first one.
   __device__ GradientStep(const AttentionProblem& p, const GradientPiece& piece)
-      : head(piece.key_head * (p.heads / p.key_heads)), tile(piece.last_tile) {}
+      : head(piece.key_head * (p.heads / p.key_heads)), tile(piece.first_tile) {}
 
   __device__ void next(const GradientPiece& piece) {
-    if (--tile > piece.last_tile - piece.query_tiles) return;
-    tile = piece.last_tile;
+    tile += piece.direction;
+    if (tile != piece.behind_last) return;
+    tile = piece.first_tile;
     ++head;
   }
   __device__ std::int32_t first_query() const { return tile * Tile::queries; }                                    // number in the sequence

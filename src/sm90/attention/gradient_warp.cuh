@@ -95,11 +95,12 @@ class GradientWarp {
     ptx::wgmma_commit_group();
   }
 
-  /// Where word i of this thread's scores lies in what is shared from `scores` on, swizzled as the copy engine would.
+  /// Where word i of this thread's scores lies in what is shared from `scores` on, a multiple of 1024, swizzled as the copy engine would:
+  /// eight places, the others lie further by the same for all threads.
   __device__ std::uint32_t* word(int scores, int i) const {
-    const int row = first_row() + lane_ / 4 + 8 * (i % 2), n = i / 2;  // n: which eight queries
-    const int to = scores + row * panel_row_bytes + (row & 7) * 16 + lane_ % 4 * 4;
-    return reinterpret_cast<std::uint32_t*>(scratch_ + ((to + n / 8 * Tile::key_panel_bytes) ^ (n % 8 * 16)));
+    const int row = first_row() + lane_ / 4, n = i / 2;  // n: which eight queries
+    const int at = (row * panel_row_bytes + (row & 7) * 16 + lane_ % 4 * 4) ^ (n % 8 * 16);
+    return reinterpret_cast<std::uint32_t*>(scratch_ + scores + n / 8 * Tile::key_panel_bytes + i % 2 * (8 * panel_row_bytes) + at);
   }
   /// A part of the gradient of queries for the warp that adds it up, in the order of registers.
   __device__ void hand_over(const float (&sum)[32], int adder) {

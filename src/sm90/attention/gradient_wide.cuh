@@ -68,7 +68,7 @@ class WideDifferentiator : GradientWarp<Tile> {
       for (std::int32_t n = 0; n + 1 < steps; ++n)
         take_step<TheRole, false>(gradient, piece, n, step, products, grad_query, grad_key, grad_value);
       take_step<TheRole, true>(gradient, piece, steps - 1, step, products, grad_query, grad_key, grad_value);
-      if (late) this->hand_over(grad_query, group());
+      if (late) this->hand_over(grad_query, 1);
       release(&shared_.keys_empty);
     }
     this->store(piece, grad_key, grad_value, gradient.value_factor());
@@ -103,7 +103,7 @@ class WideDifferentiator : GradientWarp<Tile> {
       this->wait_for_queries(query_at_);
       multiply_rows(scores, Tile::keys_offset, queries());
     }
-    if (late && n > 0) this->hand_over(grad_query, group());
+    if (late && n > 0) this->hand_over(grad_query, 1);
     ptx::wgmma_wait_group<Last ? 0 : 1>();
     ptx::pin(grad_value);
     release(&shared_.weights_empty[score_at_.slot], &shared_.grad_out_empty[grad_out_at_.slot]);
@@ -125,11 +125,11 @@ class WideDifferentiator : GradientWarp<Tile> {
     release(&shared_.queries_empty[query_at_.slot]);
     ptx::wgmma_wait_group<1>();
     ptx::pin(first_part);
-    this->hand_over(first_part, group());
+    this->hand_over(first_part, 0);
     ptx::wgmma_wait_group<0>();
     ptx::pin(second_part);
     release(&shared_.scores_empty[score_at_.slot]);
-    if (!late) this->hand_over(second_part, group());
+    if (!late) this->hand_over(second_part, 1);
   }
 
   /// The second warpgroup's step: from its products of values and gradients of outputs to the next step's.
@@ -139,7 +139,7 @@ class WideDifferentiator : GradientWarp<Tile> {
     this->wait_for_queries(query_at_);
     wait(shared_.weights_full, score_at_);
     multiply_shared(grad_value, Tile::weights_place, grad_out());
-    if (late && n > 0) this->hand_over(grad_query, group());
+    if (late && n > 0) this->hand_over(grad_query, 1);
     std::uint32_t weights[count / 2];
 #pragma unroll
     for (int i = 0; i < count / 2; ++i) weights[i] = *this->word(scores() + Tile::slopes_place, i);
@@ -161,7 +161,7 @@ class WideDifferentiator : GradientWarp<Tile> {
     release(&shared_.queries_empty[query_at_.slot]);
     ptx::wgmma_wait_group<1>();
     ptx::pin(first_part);
-    this->hand_over(first_part, group());
+    this->hand_over(first_part, 0);
     if constexpr (!Last) {
       const RingPosition<Tile::grad_out_stages> grad_out_at = grad_out_at_;
       grad_out_at_.next();
@@ -173,7 +173,7 @@ class WideDifferentiator : GradientWarp<Tile> {
     ptx::wgmma_wait_group<Last ? 0 : 1>();
     ptx::pin(second_part);
     release(&shared_.scores_empty[score_at_.slot]);
-    if (!late) this->hand_over(second_part, group());
+    if (!late) this->hand_over(second_part, 1);
     ptx::wgmma_wait_group<0>();
     ptx::pin(gradients);
   }

@@ -25,47 +25,68 @@ class RowSoftmax {
   }
 
   /// Products with a tile of the sequence's keys become weights e^(score - shift), not normalised, as their sum is.  Sums of values so far
-  /// are to be multiplied with rescale.
-  __device__ void soften(float (&scores)[count], std::int32_t first_key, float (&rescale)[2]) {
-    soften(scores, first_key, rescale, [] { return 1.0f; });
+  /// are to be multiplied with rescale.  No branch for that, so that a row's exponentials go on beside the maximum of the other one.
+  ///
+  /// \return whether rescale is not 1, for any of the warp's rows; also where a sum of weights is no number, so that a branch on it waits
+  /// for all weights
+  __device__ bool soften(float (&scores)[count], std::int32_t first_key, float (&rescale)[2]) {
+    return soften(scores, first_key, rescale, [] { return 1.0f; });
   }
   /// \param of_tile  e4m3: gives what products with this tile are to be multiplied with; asked once
   template <class Factor>
-  __device__ void soften(float (&scores)[count], std::int32_t first_key, float (&rescale)[2], const Factor& of_tile) {
+  __device__ bool soften(float (&scores)[count], std::int32_t first_key, float (&rescale)[2], const Factor& of_tile) {
     if constexpr (plain) hide(scores, first_key);
     const float factor = of_tile();
     if constexpr (!plain) bias(scores, first_key, factor);
-    if constexpr (exponents) factor_ = factor;
-    float greatest[2];
+    if constexpr (Tile::e4m3 && plain) factor_ = factor;
+    float greatest[2], shift[2];
     maxima(scores, greatest);
+    bool moved = false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      greatest[r] = fmaxf(greatest[r], __shfl_xor_sync(0xffffffffu, greatest[r], 1));
-      greatest[r] = fmaxf(greatest[r], __shfl_xor_sync(0xffffffffu, greatest[r], 2));
-      // Scores of tiles with scales of their own are compared as exponents of 2.
-      if constexpr (exponents) greatest[r] *= factor_;
+      greatest[r] = of_row(greatest[r]);
       // The shift follows the maximum only when weights would pass a bound, so that few tiles need rescaling.
-      const bool  moves = greatest[r] > max_[r] && (exponents ? greatest[r] - max_[r] : (greatest[r] - max_[r]) * factor_) > headroom;
-      const float max   = moves ? greatest[r] : max_[r];
-      if constexpr (exponents) {
-        rescale[r] = exp2_approx(max_[r] == max ? 0.0f : max_[r] - max);
-      } else {
-        const float shift = max == -infinity ? 0.0f : (plain ? max * factor_ : max) - lift;  // nothing seen yet: 2^(-infinity - 0) = 0
-        rescale[r] = !moves ? 1.0f : (max_[r] == -infinity ? 0.0f : exp2_approx(plain ? shift_[r] - shift : (shift_[r] - shift) * factor_));
-        shift_[r]  = shift;
-      }
-      max_[r] = max;
+      const bool  moves = exponent(greatest[r], shift_[r]) > headroom;
+      const float to = plain ? fmaf(greatest[r], factor_, -lift) : greatest[r] - lift, down = shift_[r] - to;
+      rescale[r] = exp2_approx(moves ? (plain ? down : down * factor_) : 0.0f);
+      shift_[r]  = moves ? to : shift_[r];
+      shift[r]   = this->shift(r);
       sum_[r] *= rescale[r];
+      moved = moved || moves;
     }
-    const float shift[2] = {this->shift(0), this->shift(1)};
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       const int r = i / 2 % 2;
-      scores[i]   = exp2_approx(plain ? fmaf(scores[i], factor_, -shift[r]) : (scores[i] - shift[r]) * factor_);
+      scores[i]   = exp2_approx(exponent(scores[i], shift[r]));
       sum_[r] += scores[i];
     }
     if constexpr (!plain)
       if (call_.problem.has_dropout) drop(scores, first_key);
+    return __any_sync(0xffffffffu, moved || !(sum_[0] + sum_[1] >= 0.0f));
+  }
+
+  /// The same with weights packed as the tensor cores take them, and scores left as they are: exponentials begin at once with the shift of
+  /// the tiles before, beside the maxima, and are made again where it must follow one.
+  __device__ bool soften(float (&scores)[count], std::int32_t first_key, float (&rescale)[2], std::uint32_t (&packed)[count / 2]) {
+    static_assert(plain && !Tile::e4m3);
+    hide(scores, first_key);
+    float sum[2], greatest[2];
+    weigh(scores, packed, sum);
+    maxima(scores, greatest);
+    rescale[0] = rescale[1] = 1.0f;
+    const bool again = __any_sync(0xffffffffu, exponent(greatest[0], shift_[0]) > headroom || exponent(greatest[1], shift_[1]) > headroom ||
+                                                   !(sum[0] + sum[1] >= 0.0f));
+    if (again) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        greatest[r] = of_row(greatest[r]);
+        if (exponent(greatest[r], shift_[r]) > headroom) rescale[r] = move(r, greatest[r]);
+      }
+      weigh(scores, packed, sum);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) sum_[r] += sum[r];
+    return again;
   }
 
   /// After the last tile: what the rows' sums of values are multiplied with.  Writes their LSE.
@@ -85,20 +106,16 @@ class RowSoftmax {
     }
   }
 
-  /// Whether the rows' sums of weights are no numbers.
-  __device__ bool has_no_number() const { return !(sum_[0] + sum_[1] >= 0.0f); }
-
   /// Whether this thread's row r (0, 1) is one of the piece's.
   __device__ bool exists(int r) const { return piece_.has(row_ + 8 * r); }
 
   __device__ QueryPlace place(int r) const { return piece_.place(row_ + 8 * r); }
 
  private:
-  static constexpr bool  plain     = Tile::scores == Scores::plain;
-  static constexpr bool  exponents = Tile::e4m3 && plain;  // what maxima are kept as
+  static constexpr bool  plain    = Tile::scores == Scores::plain;
   static constexpr float infinity = __builtin_huge_valf(), largest = 3.402823466e38f;
-  // Weights may pass the greatest one's 1 by 2^8; of e4m3, whose numbers end at 2^8.8 and 2^-9, it is 2^8, and may be passed by 2^0.75.
-  static constexpr float headroom = Tile::e4m3 ? 0.75f : 8.0f;
+  // A row's greatest weight may be 2^8; of e4m3, whose numbers end at 2^8.8 and 2^-9, it is 2^8 and may become 2^8.75.
+  static constexpr float headroom = Tile::e4m3 ? 8.75f : 8.0f;
   static constexpr float lift     = Tile::e4m3 ? (plain ? 8.0f : 8.0f / log2_e) : 0.0f;
 
   /// The keys that a query of the piece may see.
@@ -117,18 +134,43 @@ class RowSoftmax {
     for (int i = 0; i < count; ++i) function(scores[i], i / 2 % 2, i / 4 * 8 + i % 2 + column_);
   }
 
-  /// What exponents were lowered by.  Maxima that are exponents say it: a register less.
-  __device__ float shift(int r) const {
-    if constexpr (exponents)
-      return max_[r] == -infinity ? 0.0f : max_[r] - lift;
-    else
-      return shift_[r];
+  /// Of a weight.
+  __device__ float exponent(float score, float shift) const { return plain ? fmaf(score, factor_, -shift) : (score - shift) * factor_; }
+
+  /// What exponents were lowered by; nothing seen yet: 2^(-infinity - 0) = 0.
+  __device__ float shift(int r) const { return shift_[r] == -infinity ? 0.0f : shift_[r]; }
+
+  /// The shift follows a maximum; returns what sums so far are to be multiplied with.
+  __device__ float move(int r, float greatest) {
+    const float to = fmaf(greatest, factor_, -lift), rescale = exp2_approx(shift_[r] - to);
+    shift_[r] = to;
+    sum_[r] *= rescale;
+    return rescale;
   }
 
-  /// The greatest score of each row among its four threads.
+  /// Weights and their sums.
+  __device__ void weigh(const float (&scores)[count], std::uint32_t (&packed)[count / 2], float (&sum)[2]) const {
+    const float shift[2] = {this->shift(0), this->shift(1)};
+    sum[0] = sum[1] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < count / 2; ++i) {
+      const int   r     = i % 2;
+      const float first = exp2_approx(exponent(scores[2 * i], shift[r])), second = exp2_approx(exponent(scores[2 * i + 1], shift[r]));
+      sum[r] += first;
+      sum[r] += second;
+      packed[i] = two_of<typename Tile::Element>(first, second);
+    }
+  }
+
+  /// The greatest among the four threads of a row.
+  __device__ static float of_row(float greatest) {
+    greatest = fmaxf(greatest, __shfl_xor_sync(0xffffffffu, greatest, 1));
+    return fmaxf(greatest, __shfl_xor_sync(0xffffffffu, greatest, 2));
+  }
+
+  /// The thread's greatest score of each row.
   __device__ static void maxima(const float (&scores)[count], float (&greatest)[2]) {
-    // Two chains a row where the products do not hide what one takes.
-    constexpr int chains = Tile::e4m3 ? 2 : 1;
+    constexpr int chains = 2;  // a row
     float         chain[2 * chains];
 #pragma unroll
     for (int i = 0; i < count; ++i) {
@@ -136,7 +178,7 @@ class RowSoftmax {
       most        = i < 4 * chains && i % 2 == 0 ? scores[i] : fmaxf(most, scores[i]);
     }
 #pragma unroll
-    for (int r = 0; r < 2; ++r) greatest[r] = chains == 2 ? fmaxf(chain[r], chain[r + 2]) : chain[r];
+    for (int r = 0; r < 2; ++r) greatest[r] = fmaxf(chain[r], chain[r + 2]);
   }
 
   /// Whether a tile's keys are in the windows of all of the warp's rows; or of the piece's, which are in shared memory: two registers less.
@@ -229,7 +271,7 @@ class RowSoftmax {
   const int                   warp_row_, row_, lane_, column_;  // this thread's first row; the second one is 8 further
   float                       factor_;                          // of an exponent of 2
   std::int32_t                clear_begin_, clear_end_;         // keys between them are in the windows of all of the warp's rows
-  float                       max_[2] = {-infinity, -infinity}, shift_[2] = {0.0f, 0.0f}, sum_[2] = {0.0f, 0.0f};
+  float                       shift_[2] = {-infinity, -infinity}, sum_[2] = {0.0f, 0.0f};
 };
 
 }  // namespace Tributary::Impl::SM90

@@ -20,13 +20,14 @@ inline constexpr int panel_columns = 64, panel_row_bytes = 128;
 /// The tile's head dimension for one of the problem.
 constexpr int tile_dim(std::int32_t dim) { return dim <= 64 ? 64 : (dim <= 128 ? 128 : (dim <= 192 ? 192 : 256)); }
 
-/// For boxes of one panel of `box_rows` rows of one head.
+/// For boxes of one panel of `box_rows` rows of one head; of short rows a panel has 64 bytes each.
 inline CUtensorMap attention_map(ElementType type, const void* data, const std::int64_t (&strides)[3], std::int64_t batch,
-                                 std::int64_t rows, std::int32_t heads, std::int32_t columns, int box_rows) {
+                                 std::int64_t rows, std::int32_t heads, std::int32_t columns, int box_rows,
+                                 int box_row_bytes = panel_row_bytes) {
   return tensor_map<4>(type, data,
                        {.extents = {columns, heads, rows, batch},
                         .strides = {strides[2], strides[1], strides[0]},
-                        .box     = {static_cast<int>(panel_row_bytes / element_size(type)), 1, box_rows, 1}});
+                        .box     = {static_cast<int>(box_row_bytes / element_size(type)), 1, box_rows, 1}});
 }
 
 /// The reasons against the level that forward and backward share; empty if there is none.

@@ -40,14 +40,14 @@ __device__ inline bool takes_part(const AttentionProblem& p, const AttentionPiec
 /// Keys of a tile of a 2-byte type: a register file holds the scores of 64 queries x keys and the sums of 64 x value_dim of a warpgroup,
 /// shared memory two tiles of keys and two of values.  Tiles of FlashAttention-3, but narrower ones where every pair is worked out on its
 /// own.
-constexpr int attention_keys(int head_dim, int value_dim, Scores scores, bool causal) {
+constexpr int attention_keys(int head_dim, int value_dim, Scores scores) {
   if (scores == Scores::biased) return 64;
   if (head_dim == 256) return 80;
   if (head_dim == 192) return value_dim == 128 ? 128 : 112;
-  return head_dim == 128 && !causal ? 160 : 128;  // narrow: fewer hidden pairs along the diagonal
+  return 128;
 }
 
-template <class Element_, int HeadDim, int ValueDim, Scores TheScores, bool Causal>
+template <class Element_, int HeadDim, int ValueDim, Scores TheScores>
 struct AttentionTile {
   using Element                  = Element_;
   using Piece                    = AttentionPiece;
@@ -58,23 +58,28 @@ struct AttentionTile {
 
   static constexpr int head_dim = HeadDim, value_dim = ValueDim;  // of the problem, rounded up: what is missing comes as zeros
   // Beside scores and sums there are a tile's products with values: 64 + 64 + 64 registers at 128 keys.
-  static constexpr int keys = e4m3 ? (TheScores == Scores::biased ? 64 : 128) : attention_keys(HeadDim, ValueDim, TheScores, Causal);
-  static_assert(!e4m3 || (HeadDim == 128 && ValueDim == 128 && attention_scale_rows % keys == 0));
+  static constexpr int keys = e4m3 ? (TheScores == Scores::biased ? 64 : 128) : attention_keys(HeadDim, ValueDim, TheScores);
+  static_assert(!e4m3 || (HeadDim == ValueDim && HeadDim <= 128 && attention_scale_rows % keys == 0));
 
-  // Short rows leave registers for a third warpgroup.
-  static constexpr int groups     = HeadDim == 64 ? 3 : 2;  // that multiply
-  static constexpr int group_rows = 64;                     // queries of a warpgroup: wgmma's M
+  // Scores stay as they are beside the weights that are made of them, where there are registers: softmax.cuh.
+  static constexpr bool keeps_scores = HeadDim == 128 && ValueDim == 128 && TheScores == Scores::plain && !e4m3;
+
+  // Short rows leave registers for a third warpgroup, but not beside two sums of e4m3.
+  static constexpr int groups     = HeadDim == 64 && !e4m3 ? 3 : 2;  // that multiply
+  static constexpr int group_rows = 64;                              // queries of a warpgroup: wgmma's M
   static constexpr int rows       = groups * group_rows;
   static constexpr int math_warps = 4 * groups, team_threads = 128 * (groups + 1);
-  static constexpr int math_registers = e4m3 ? 240 : (groups == 3 ? 160 : 232), other_registers = e4m3 ? 24 : (groups == 3 ? 32 : 40);
+  static constexpr int math_registers  = groups == 3 ? 160 : (e4m3 || keeps_scores ? 240 : 232);
+  static constexpr int other_registers = groups == 3 ? 32 : (e4m3 || keeps_scores ? 24 : 40);
 
-  static constexpr int  columns      = panel_row_bytes / static_cast<int>(sizeof(Element));  // of a panel
+  static constexpr int  row_bytes    = HeadDim * static_cast<int>(sizeof(Element)) < panel_row_bytes ? 64 : panel_row_bytes;
+  static constexpr int  columns      = row_bytes / static_cast<int>(sizeof(Element));  // of a panel
   static constexpr int  query_panels = HeadDim / columns, value_panels = ValueDim / columns;
-  static constexpr int  query_panel_bytes = group_rows * panel_row_bytes, key_panel_bytes = keys * panel_row_bytes;
+  static constexpr int  query_panel_bytes = group_rows * row_bytes, key_panel_bytes = keys * row_bytes;
   static constexpr int  query_bytes = query_panels * query_panel_bytes;  // of a warpgroup
   static constexpr int  key_bytes = query_panels * key_panel_bytes, value_bytes = value_panels * key_panel_bytes;
   static constexpr int  stages     = e4m3 ? 4 : 2;
-  static constexpr bool take_turns = groups == 2;  // at the tensor cores; three find an order of their own
+  static constexpr bool take_turns = HeadDim > 128;  // at the tensor cores; with shorter rows warpgroups find an order of their own
 
   static constexpr int keys_offset   = groups * query_bytes;
   static constexpr int values_offset = keys_offset + stages * key_bytes;

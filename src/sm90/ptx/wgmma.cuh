@@ -42,6 +42,13 @@ __device__ inline std::uint32_t uniform_low(std::uint64_t descriptor) {
   return __reduce_or_sync(0xffffffffu, low);
 }
 
+/// Copies registers, so that the ones that products still read are not written before.
+template <int Count>
+__device__ inline void move(std::uint32_t (&to)[Count], const std::uint32_t (&from)[Count]) {
+#pragma unroll
+  for (int i = 0; i < Count; ++i) asm volatile("mov.b32 %0, %1;" : "=r"(to[i]) : "r"(from[i]));
+}
+
 /// D = float[N / 2] a thread.  `issue(d, a, b, accumulate)`: A and B in shared memory, the depth along their rows.
 /// accumulate = false overwrites D.
 template <class Element, int N>
@@ -99,7 +106,6 @@ TRIBUTARY_WGMMA_HALVES(64, 32, "%32", "%33", "%34")
 TRIBUTARY_WGMMA_HALVES(80, 40, "%40", "%41", "%42")
 TRIBUTARY_WGMMA_HALVES(112, 56, "%56", "%57", "%58")
 TRIBUTARY_WGMMA_HALVES(128, 64, "%64", "%65", "%66")
-TRIBUTARY_WGMMA_HALVES(160, 80, "%80", "%81", "%82")
 TRIBUTARY_WGMMA_HALVES(256, 128, "%128", "%129", "%130")
 TRIBUTARY_WGMMA(Wgmma, float8_e4m3_t, 64, 32, "k32.f32.e4m3.e4m3", "", "%32", "%33", "%34")
 TRIBUTARY_WGMMA(Wgmma, float8_e4m3_t, 128, 64, "k32.f32.e4m3.e4m3", "", "%64", "%65", "%66")
@@ -127,14 +133,18 @@ TRIBUTARY_WGMMA_REGISTER_A_HALVES(128, 64, "%64, %65, %66, %67", "%68")
 TRIBUTARY_WGMMA_REGISTER_A_HALVES(192, 96, "%96, %97, %98, %99", "%100")
 TRIBUTARY_WGMMA_REGISTER_A_HALVES(256, 128, "%128, %129, %130, %131", "%132")
 
-template <>
-struct WgmmaRegisterARows<float8_e4m3_t, 128> {
-  __device__ static void issue(float (&d)[64], const std::uint32_t* a, std::uint64_t b, bool accumulate) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" TRIBUTARY_NAMES64 "}, {%64, %65, %66, %67}, %68, p, 1, 1;\n}\n"
-                 : TRIBUTARY_D64 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
-  }
-};
+#define TRIBUTARY_WGMMA_REGISTER_A_ROWS(N, count, places_a, place_b, place_accumulate)                                                      \
+  template <>                                                                                                                              \
+  struct WgmmaRegisterARows<float8_e4m3_t, N> {                                                                                            \
+    __device__ static void issue(float (&d)[count], const std::uint32_t* a, std::uint64_t b, bool accumulate) {                            \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " place_accumulate ", 0;\n"                                                           \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" TRIBUTARY_NAMES##count "}, {" places_a "}, " place_b       \
+                   ", p, 1, 1;\n}\n"                                                                                                       \
+                   : TRIBUTARY_D##count : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));          \
+    }                                                                                                                                      \
+  };
+TRIBUTARY_WGMMA_REGISTER_A_ROWS(64, 32, "%32, %33, %34, %35", "%36", "%37")
+TRIBUTARY_WGMMA_REGISTER_A_ROWS(128, 64, "%64, %65, %66, %67", "%68", "%69")
 // clang-format on
 
 #undef TRIBUTARY_D8
@@ -156,5 +166,6 @@ struct WgmmaRegisterARows<float8_e4m3_t, 128> {
 #undef TRIBUTARY_WGMMA_HALVES
 #undef TRIBUTARY_WGMMA_REGISTER_A
 #undef TRIBUTARY_WGMMA_REGISTER_A_HALVES
+#undef TRIBUTARY_WGMMA_REGISTER_A_ROWS
 
 }  // namespace Tributary::Impl::SM90::ptx
