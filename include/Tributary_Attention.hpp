@@ -104,7 +104,8 @@ struct AttentionOptions {
 /// What attention_backward takes and gives beside the gradients of query, key and value.
 struct AttentionGradients {
   ArrayOption<float, 3> lse = {};  ///< in: gradient of the LSE that attention_forward returned, its extents; not given: zero
-  // Out, each written when given, with the extents of its input.
+  // Out, each written when given, with the extents of its input.  But for the sink's they take time: the portable level multiplies scores
+  // again for a mask's, the Hopper level for any of them.
   OutputOption<float, 4> additive_mask = {};
   OutputOption<float, 2> alibi_slopes  = {};
   OutputOption<float, 2> relative_bias = {};  ///< of the table
