@@ -26,7 +26,7 @@ struct AttentionForwardPlan {
   std::int32_t* next_item;                              // the queue of work items
   // Of e4m3 only: values with keys along the rows, see transpose_values.cuh.
   float8_e4m3_t* transposed_values;
-  std::int64_t   transposed_keys;  // of a row, with zeros up to whole tiles
+  std::int64_t   transposed_keys;  // of a row, with zeros up to whole blocks of scales
 };
 
 template <class Exec>

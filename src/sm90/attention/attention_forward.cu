@@ -115,9 +115,10 @@ class Attender {
 #pragma unroll
     for (float& sum : of_tile) sum = 0.0f;
     begin_queries(scores, place(tiles_));
-    int        tile   = piece.last_tile;
-    const auto factor = [&] { return take_key_factor(place(tiles_)); };
-    softmax.soften(scores, tile * Tile::keys, rescale, factor);
+    int        tile      = piece.last_tile;
+    const auto first_key = [&] { return tile * Tile::keys - keys_before<Tile>(piece.first_key); };  // below 0: other sequences' keys
+    const auto factor    = [&] { return take_key_factor(place(tiles_)); };
+    softmax.soften(scores, first_key(), rescale, factor);
     pack<Element>(scores, weights);
 #pragma unroll 1
     while (tile > piece.last_tile - piece.key_tiles + 1) {
@@ -131,7 +132,7 @@ class Attender {
       ptx::wgmma_wait_group<1>();
       ptx::pin(scores);
       ptx::forget(tiles_);
-      softmax.soften(scores, tile * Tile::keys, rescale, factor);
+      softmax.soften(scores, first_key(), rescale, factor);
       // The branch waits for all weights: otherwise ptxas would put the wait for the products in front of the exponentials.
       if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f || softmax.has_no_number())) multiply(sums, rescale);
       ptx::wgmma_wait_group<0>();
@@ -394,8 +395,6 @@ std::string no_attention_forward(const Exec& exec, const AttentionProblem& p, co
                                  const AttentionForwardArguments& arguments) {
   if (p.type == ElementType::float8_e4m3 && (p.head_dim > 128 || p.value_dim > 128))
     return "it takes head dimensions up to 128 of float8_e4m3";
-  // A tile of keys has one scale: a sequence would have to begin where one of the tensor's blocks does.
-  if (p.type == ElementType::float8_e4m3 && p.packed.cu_seqlens_q != nullptr) return "it takes no packed sequences of float8_e4m3";
   if (p.head_dim > 512 || p.value_dim > 512) return "it takes head dimensions up to 512";
   if (const std::string reason = no_attention_inputs(exec, p, rotary); !reason.empty()) return reason;
   if (is_wide(p))
@@ -422,7 +421,7 @@ AttentionForwardPlan plan_attention_forward(const Exec& exec, const AttentionPro
   plan.maps      = layout.take<AttentionMaps>(1);
   plan.next_item = layout.take<std::int32_t>(1);
   if (p.type == ElementType::float8_e4m3) {
-    plan.transposed_keys   = transposed_keys(p.keys);
+    plan.transposed_keys   = transposed_keys(p);
     plan.transposed_values = layout.take<float8_e4m3_t>(p.batch * p.key_heads * p.value_dim * plan.transposed_keys);
   }
   return plan;
