@@ -87,7 +87,8 @@ struct AttentionOptions {
   /// For float8_e4m3_t, and only for it: finite positive scales, one for each attention_scale_rows neighbouring rows of a head, whatever
   /// sequence they are in: a stored value times its scale is the value.  quantize_e4m3_heads makes them.  The Hopper level rounds weights
   /// to e4m3, too: those below some 2^-18 of their row's greatest count in the denominator but not in the sum of values; and it copies the
-  /// values in every call (B Hkv Dv ceil(Sk/128) 128 bytes of workspace), which costs little where queries are many.
+  /// values in every call (B Hkv Dv ceil(Sk/128) 128 bytes of workspace, Hkv Dv 128 more a packed sequence), which costs little where
+  /// queries are many.
   ArrayOption<float, 3> query_scale = {};  ///< [B, Hq, ceil(Sq/128)]
   ArrayOption<float, 3> key_scale   = {};  ///< [B, Hkv, ceil(Sk/128)]
   ArrayOption<float, 3> value_scale = {};  ///< [B, Hkv, ceil(Sk/128)]
@@ -104,7 +105,8 @@ struct AttentionOptions {
 /// What attention_backward takes and gives beside the gradients of query, key and value.
 struct AttentionGradients {
   ArrayOption<float, 3> lse = {};  ///< in: gradient of the LSE that attention_forward returned, its extents; not given: zero
-  // Out, each written when given, with the extents of its input.
+  // Out, each written when given, with the extents of its input.  But for the sink's they take time: the portable level multiplies scores
+  // again for a mask's, the Hopper level for any of them.
   OutputOption<float, 4> additive_mask = {};
   OutputOption<float, 2> alibi_slopes  = {};
   OutputOption<float, 2> relative_bias = {};  ///< of the table

@@ -104,6 +104,7 @@ struct BackwardCall {
 
   ForwardCall<Element, Space>                 forward;
   typename ForwardCall<Element, Space>::Heads grad_out, grad_query, grad_key, grad_value;
+  AttentionGradients                          gradients;  // further ones that are wanted
 
   explicit BackwardCall(const AttentionShape& shape, Level level = Level::automatic)
       : forward(shape, level),
@@ -115,19 +116,58 @@ struct BackwardCall {
   template <class Exec>
   void run(const Exec& exec) const {
     const auto& [query, key, value, out, lse, options] = forward;
-    attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options);
+    attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options, gradients);
   }
   template <class Exec, class Workspace>
   void run(const Exec& exec, const Workspace& workspace) const {
     const auto& [query, key, value, out, lse, options] = forward;
-    attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options, {}, workspace);
+    attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options, gradients, workspace);
   }
   template <class Exec>
   std::size_t workspace_size(const Exec& exec) const {
     const auto& [query, key, value, out, lse, options] = forward;
-    return attention_backward_workspace_size(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options);
+    return attention_backward_workspace_size(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options,
+                                             gradients);
   }
   double bytes() const { return forward.bytes() + static_cast<double>(4 * sizeof(Element) * grad_out.size()); }
+};
+
+/// Which biases a call has, and gradients of.
+enum class Biases { slopes_and_table, mask_of_keys, mask_of_pairs };
+
+inline std::string name_of(Biases biases) {
+  switch (biases) {
+    case Biases::slopes_and_table: return "slopes_and_table";
+    case Biases::mask_of_keys: return "mask_of_keys";
+    default: return "mask_of_pairs";
+  }
+}
+
+/// With gradients of biases, which are all zero: results are those of the call without.
+template <class Element, class Space>
+struct BiasedBackwardCall : BackwardCall<Element, Space> {
+  Array<float****, Space> mask, grad_mask;
+  Array<float**, Space>   slopes, table, grad_slopes, grad_table;
+
+  BiasedBackwardCall(const AttentionShape& shape, Biases biases, Level level) : BackwardCall<Element, Space>(shape, level) {
+    AttentionOptions& options = this->forward.options;
+    if (biases == Biases::slopes_and_table) {
+      slopes                        = Array<float**, Space>("slopes", 1, shape.heads);
+      table                         = Array<float**, Space>("table", 32, shape.heads);
+      grad_slopes                   = Array<float**, Space>("grad_slopes", 1, shape.heads);
+      grad_table                    = Array<float**, Space>("grad_table", 32, shape.heads);
+      options.alibi_slopes          = slopes;
+      options.relative_bias.table   = table;
+      this->gradients.alibi_slopes  = grad_slopes;
+      this->gradients.relative_bias = grad_table;
+    } else {
+      const std::int64_t rows       = biases == Biases::mask_of_keys ? 1 : shape.length;
+      mask                          = Array<float****, Space>("mask", 1, 1, rows, shape.length);
+      grad_mask                     = Array<float****, Space>("grad_mask", 1, 1, rows, shape.length);
+      options.additive_mask         = mask;
+      this->gradients.additive_mask = grad_mask;
+    }
+  }
 };
 
 #ifdef KOKKOS_ENABLE_CUDA

@@ -12,11 +12,11 @@
 
 // attention_forward and attention_backward on a CUDA device, 16384 tokens in heads of 2048 numbers together, with their workspace given;
 // forward also heads of 512 that share one key head.  any_order: gradients of queries are added up in the order of events (deterministic =
-// false).
-// Sampled rows are compared with the reference before anything is timed.  Time: a call in short trains after a rest, and sustained_ms: back
-// to back (perf/common/device.hpp).  Counters: TFLOP/s of legal work (forward 4 D, backward 10 D flop a legal pair and head); r, that rate
-// as a fraction of the product of 8192 x 8192 matrices of the same type, which is GEMM TFLOP/s, timed by turns with it; peak_bytes beyond
-// inputs and outputs.
+// false).  Gradients of biases, besides: of slopes and a table of 32 buckets, of a mask that is the same for all heads and queries, or
+// heads. Sampled rows are compared with the reference before anything is timed.  Time: a call in short trains after a rest, and
+// sustained_ms: back to back (perf/common/device.hpp).  Counters: TFLOP/s of legal work (forward 4 D, backward 10 D flop a legal pair and
+// head); r, that rate as a fraction of the product of 8192 x 8192 matrices of the same type, which is GEMM TFLOP/s, timed by turns with it;
+// peak_bytes beyond inputs and outputs.
 
 namespace Tributary::Benchmark {
 
@@ -69,6 +69,15 @@ void add_cases(const Exec& exec, const std::string& space, const AttentionShape&
   }
 }
 
+void add_biased(const Exec& exec, const std::string& space, const AttentionShape& shape, Biases biases, Level level) {
+  add_device_benchmark({"attention_backward", space, "bfloat16", shape.name() + "_" + name_of(biases), name_of(level)},
+                       [=](benchmark::State& state) {
+                         BiasedBackwardCall<bfloat16_t, Exec> backward(shape, biases, level);
+                         backward.forward.run(exec);
+                         return run(state, exec, shape, backward);
+                       });
+}
+
 }  // namespace
 
 void add_attention_device_benchmarks(const Exec& exec, const std::string& space) {
@@ -80,6 +89,10 @@ void add_attention_device_benchmarks(const Exec& exec, const std::string& space)
   for (const std::int64_t head_dim : {64, 128})
     for (const bool causal : {false, true}) add_e4m3(exec, space, shape(head_dim, causal));
   for (const bool causal : {false, true}) add_cases(exec, space, shape(128, causal), Level::portable);
+  for (const Biases biases : {Biases::slopes_and_table, Biases::mask_of_keys, Biases::mask_of_pairs}) {
+    for (const std::int64_t head_dim : {64, 128, 256}) add_biased(exec, space, shape(head_dim, true), biases, Level::hopper);
+    add_biased(exec, space, shape(128, true), biases, Level::portable);
+  }
   // Multi-query heads of 512 numbers, with a sliding window and with every key; values of their own, or the keys.
   for (const std::int64_t heads : {64, 128})
     for (const bool values_are_keys : {true, false}) {

@@ -559,6 +559,39 @@ struct SumOverBlocks {
   KOKKOS_FUNCTION void store(std::int64_t i, float value) const { gradient[i / heads * stride + i % heads] = value; }
 };
 
+/// gradient[b|1, h|1, 1, j] of a mask that is the same for all queries, from a number a key row and head: terms [B, Hq, Sk].  A column is a
+/// key's number in its sequence.
+struct SumOfMask {
+  const float*  terms;
+  float*        gradient;
+  std::int64_t  batch, heads, keys;
+  PackedOffsets packed;
+  std::int64_t  batches, of_heads, columns, strides[2];  // of the gradient
+
+  KOKKOS_FUNCTION float sum(std::int64_t i) const {
+    const std::int64_t j = i % columns, h = i / columns % of_heads, b = i / columns / of_heads;
+    double             total = 0;  // terms of either sign
+    for (std::int64_t of_batch = batches == 1 ? 0 : b; of_batch < (batches == 1 ? batch : b + 1); ++of_batch)
+      for (std::int64_t head = of_heads == 1 ? 0 : h; head < (of_heads == 1 ? heads : h + 1); ++head)
+        total += of_key(terms + (of_batch * heads + head) * keys, j);
+    return static_cast<float>(total);
+  }
+  KOKKOS_FUNCTION void store(std::int64_t i, float value) const {
+    gradient[i / columns / of_heads * strides[0] + i / columns % of_heads * strides[1] + i % columns] = value;
+  }
+
+ private:
+  KOKKOS_FUNCTION double of_key(const float* of_rows, std::int64_t j) const {
+    if (packed.cu_seqlens_k == nullptr) return j < keys ? of_rows[j] : 0;
+    double total = 0;
+    for (std::int64_t s = 0; s < packed.sequences; ++s) {
+      const std::int64_t first = clip(packed.cu_seqlens_k[s], 0, keys), last = clip(packed.cu_seqlens_k[s + 1], first, keys);
+      if (first + j < last) total += of_rows[first + j];
+    }
+    return total;
+  }
+};
+
 template <class Exec, class Terms>
 void sum_terms(const char* label, const Exec& exec, std::int64_t outputs, const Terms& terms) {
   if (outputs > 0) Kokkos::parallel_for(label, ElementPolicy<Exec>(exec, 0, outputs), SumTerms<Terms>{terms});
@@ -585,13 +618,15 @@ struct BackwardCall {
   float *                       alibi_keys = nullptr, *bucket_rows = nullptr, *bucket_sums = nullptr, *mask_sums = nullptr;
   float *                       turned_query = nullptr, *turned_key = nullptr;
 
-  std::optional<SM90::AttentionBackwardPlan> hopper;  // in place of the kernels of keys and queries
+  std::optional<SM90::AttentionBackwardPlan> hopper;  // in place of the kernels of keys, queries and the mask
+  SM90::BiasGradientPlan                     hopper_biases{};
 
-  BackwardCall(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary, const AttentionGradients& wanted, Level level,
-               WorkspaceLayout& layout)
+  BackwardCall(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary, const AttentionBackwardArguments& arguments,
+               Level level, WorkspaceLayout& layout)
       : preparation(p, rotary, layout) {
-    const std::int64_t rows = p.batch * p.heads * p.queries;
-    statistics              = {layout.take<float>(rows), layout.take<float>(rows), p.sink != nullptr ? layout.take<float>(rows) : nullptr,
+    const AttentionGradients& wanted = *arguments.gradients;
+    const std::int64_t        rows   = p.batch * p.heads * p.queries;
+    statistics = {layout.take<float>(rows), layout.take<float>(rows), p.sink != nullptr ? layout.take<float>(rows) : nullptr,
                   wanted.sink.given() ? layout.take<float>(rows) : nullptr};
     if (rotary.dims > 0) {
       if constexpr (!host) turned_query = layout.take<float>(rows * p.head_dim);
@@ -599,7 +634,8 @@ struct BackwardCall {
     }
     if constexpr (has_sm90<Exec>)
       if (level == Level::hopper) {
-        hopper = SM90::plan_attention_backward(exec, p, layout);
+        hopper        = SM90::plan_attention_backward(exec, p, layout);
+        hopper_biases = SM90::plan_bias_gradients(exec, p, wanted_biases(arguments), layout);
         return;
       }
     std::tie(by_key, tiles) = plan_keys(exec, p, wanted.relative_bias.given());
@@ -738,6 +774,11 @@ struct BackwardCall {
                        alibi_keys});
   }
 
+  static SM90::WantedBiasGradients wanted_biases(const AttentionBackwardArguments& a) {
+    return {a.gradients->additive_mask.given(), a.gradients->alibi_slopes.given(), a.gradients->relative_bias.given(),
+            a.grad_additive_mask};
+  }
+
   /// Whether the Hopper level takes the call.
   bool run_hopper([[maybe_unused]] const Exec& exec, [[maybe_unused]] const AttentionProblem& p,
                   [[maybe_unused]] const BucketTable& buckets, [[maybe_unused]] const AttentionBackwardArguments& a,
@@ -745,8 +786,10 @@ struct BackwardCall {
                   [[maybe_unused]] const GradientOutput& value) const {
     if constexpr (has_sm90<Exec>)
       if (hopper) {
-        SM90::attention_backward(exec, p, buckets, statistics, a.grad_out.data,
-                                 {a.grad_out.strides[0], a.grad_out.strides[1], a.grad_out.strides[2]}, *hopper, query, key, value);
+        const std::int64_t grad_out_strides[3] = {a.grad_out.strides[0], a.grad_out.strides[1], a.grad_out.strides[2]};
+        SM90::attention_backward(exec, p, buckets, statistics, a.grad_out.data, grad_out_strides, *hopper, query, key, value);
+        if (const auto wanted = wanted_biases(a); wanted.any())
+          SM90::bias_gradients(exec, p, buckets, statistics, a.grad_out.data, grad_out_strides, *hopper, wanted, hopper_biases);
         return true;
       }
     return false;
@@ -770,7 +813,7 @@ struct BackwardCall {
     if (a.gradients->alibi_slopes.given()) {
       const std::int64_t parts = a.grad_alibi_slopes.extents[0];
       sum_terms("Tributary::attention_backward::alibi_slopes", exec, parts * p.heads,
-                SumOverRows{alibi_keys,
+                SumOverRows{hopper ? hopper_biases.alibi_keys : alibi_keys,
                             a.grad_alibi_slopes.data,
                             p.batch,
                             p.heads,
@@ -781,11 +824,25 @@ struct BackwardCall {
                             a.grad_alibi_slopes.strides[0]});
     }
     if (a.gradients->relative_bias.given())
-      sum_terms("Tributary::attention_backward::relative_bias", exec, std::int64_t{p.buckets} * p.heads,
-                SumOverBlocks{bucket_sums, a.grad_relative_bias.data, p.batch * by_key.blocks, p.heads, p.buckets,
-                              a.grad_relative_bias.strides[0]});
-    if (a.gradients->additive_mask.given()) {
-      const auto&        g = a.grad_additive_mask;
+      sum_terms(
+          "Tributary::attention_backward::relative_bias", exec, std::int64_t{p.buckets} * p.heads,
+          SumOverBlocks{hopper ? hopper_biases.bucket_sums : bucket_sums, a.grad_relative_bias.data,
+                        p.batch * (hopper ? hopper_biases.blocks : by_key.blocks), p.heads, p.buckets, a.grad_relative_bias.strides[0]});
+    const auto& g = a.grad_additive_mask;
+    if (a.gradients->additive_mask.given() && hopper) {
+      if (hopper_biases.mask_keys != nullptr)
+        sum_terms("Tributary::attention_backward::additive_mask", exec, g.extents[0] * g.extents[1] * g.extents[3],
+                  SumOfMask{hopper_biases.mask_keys,
+                            g.data,
+                            p.batch,
+                            p.heads,
+                            p.keys,
+                            p.packed,
+                            g.extents[0],
+                            g.extents[1],
+                            g.extents[3],
+                            {g.strides[0], g.strides[1]}});
+    } else if (a.gradients->additive_mask.given()) {
       const std::int64_t items =
           g.extents[0] * g.extents[1] * (g.extents[2] == 1 ? 1 : by_mask.blocks) * ((g.extents[3] + by_mask.tile - 1) / by_mask.tile);
       launch("Tributary::attention_backward::additive_mask", exec, by_mask, items,
@@ -809,7 +866,6 @@ struct BackwardCall {
   }
 };
 
-// Only a call that names the Hopper level takes it: `automatic` will once its tests have passed on a device.
 template <class Exec>
 Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryProblem& rotary,
                const AttentionBackwardArguments& arguments) {
@@ -828,7 +884,7 @@ std::size_t attention_backward_workspace_size(const Exec& exec, const AttentionB
   if (level == Level::reference) return 0;
   WorkspaceLayout layout;
   visit_element_type(problem.type, [&, &p = problem, &r = rotary]<class Element>(std::type_identity<Element>) {
-    BackwardCall<Exec, Element>(exec, p, r, *arguments.gradients, level, layout);
+    BackwardCall<Exec, Element>(exec, p, r, arguments, level, layout);
   });
   return layout.size();
 }
@@ -845,7 +901,7 @@ void attention_backward(const Exec& exec, const AttentionBackwardArguments& argu
   visit_element_type(checked.first.type, [&]<class Element>(std::type_identity<Element>) {
     if constexpr (!std::is_same_v<Element, float8_e4m3_t>) {
       WorkspaceLayout                   layout(workspace_base("attention_backward", workspace, size));
-      const BackwardCall<Exec, Element> call(exec, checked.first, checked.second, *arguments.gradients, level, layout);
+      const BackwardCall<Exec, Element> call(exec, checked.first, checked.second, arguments, level, layout);
       if (log_enabled()) log("attention_backward: " + call.text());
       call.run(exec, checked.first, checked.second, arguments);
     }

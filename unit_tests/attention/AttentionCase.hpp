@@ -122,9 +122,8 @@ class AttentionCall {
     Tributary::attention_forward(Space{}, query, key, value, out, lse, options);
     return {from_space<4>(out), from_space<3>(lse)};
   }
-  /// Every gradient there is; of biases and masks if wanted.
-  AttentionGradientArrays<Element> backward(const AttentionUpstream<Out>& upstream, const Space& exec = Space{},
-                                            bool of_biases = true) const {
+  /// Every gradient there is.
+  AttentionGradientArrays<Element> backward(const AttentionUpstream<Out>& upstream, const Space& exec = Space{}) const {
     const auto garbage = []<class T, int Rank>(const Array<T, Rank>& like) { return in_space(Array<T, Rank>(like.extents, T(7.0f))); };
     const auto optional_garbage = [&]<class T, int Rank>(const std::optional<Array<T, Rank>>& like) {
       return garbage(like.value_or(Array<T, Rank>{}));
@@ -137,9 +136,9 @@ class AttentionCall {
     const auto         sink = optional_garbage(in_.sink);
     AttentionGradients gradients;
     if (upstream.grad_lse) gradients.lse = grad_lse;
-    if (of_biases && in_.additive_mask) gradients.additive_mask = additive_mask;
-    if (of_biases && in_.alibi_slopes) gradients.alibi_slopes = alibi_slopes;
-    if (of_biases && in_.relative_bias) gradients.relative_bias = relative_bias;
+    if (in_.additive_mask) gradients.additive_mask = additive_mask;
+    if (in_.alibi_slopes) gradients.alibi_slopes = alibi_slopes;
+    if (in_.relative_bias) gradients.relative_bias = relative_bias;
     if (in_.sink) gradients.sink = sink;
     Tributary::attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options, gradients);
     exec.fence();

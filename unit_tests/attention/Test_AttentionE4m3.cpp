@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "CapturedGraph.hpp"
@@ -244,6 +245,54 @@ TEST_F(AttentionE4m3Hopper, RandomOptions) {
   }
 }
 
+/// Sequences of any length, that begin and end anywhere in the blocks of scales; masks' columns are numbers in a sequence.
+TEST_F(AttentionE4m3Hopper, PackedSequences) {
+  SCOPED_TRACE(seed_text());
+  Random random(218);
+  for (int i = 0; i < 30 && !HasFailure(); ++i) {
+    SCOPED_TRACE("case " + std::to_string(i));
+    const std::int64_t queries = choice<std::int64_t>(random, {1, 127, 128, 300, 400}), keys = choice<std::int64_t>(random, {1, 129, 500});
+    const std::int64_t dim = choice<std::int64_t>(random, {32, 64, 128});
+    auto               in  = random_case(random, {1, queries, keys, 4, choice<std::int64_t>(random, {1, 2, 4}), dim, dim});
+    const auto         cut = [&](std::int64_t rows) {
+      std::vector<std::int32_t> offsets;
+      for (int s = 0; s < 6; ++s) offsets.push_back(random.integer<std::int32_t>(0, static_cast<std::int32_t>(rows)));
+      std::sort(offsets.begin(), offsets.end());
+      return offsets;
+    };
+    in.cu_seqlens_q   = cut(queries);
+    in.cu_seqlens_k   = cut(keys);
+    in.options.causal = random.coin();
+    if (random.coin()) in.options.window_left = random.integer(0, 200);
+    if (random.integer(0, 2) == 0) {
+      in.alibi_slopes  = Array<float, 2>({5, 4}, 0.02f);
+      in.additive_mask = Array<float, 4>({1, 4, queries, 200});
+      in.keep          = Array<std::uint8_t, 4>({1, 1, 1, 300});
+      random.fill_with_normals(*in.additive_mask);
+      for (auto& keep : in.keep->values) keep = random.integer<std::uint8_t>(0, 3);
+    }
+    if (random.integer(0, 2) == 0) in.options.dropout = {.probability = 0.5, .seed = 9};
+    expect_right(in);
+  }
+}
+
+TEST_F(AttentionE4m3Hopper, APackedSequenceDoesNotSeeItsNeighbours) {
+  SCOPED_TRACE(seed_text());
+  Random random(219);
+  for (const bool causal : {false, true}) {
+    auto in           = random_case(random, {1, 700, 900, 4, 2, 128, 128});
+    in.options.causal = causal;
+    in.cu_seqlens_q   = {0, 130, 130, 300, 301, 700};
+    in.cu_seqlens_k   = {0, 200, 333, 333, 500, 900};
+    expect_right(in);
+    const auto clean = AttentionCall<float8_e4m3_t, bfloat16_t>(level, in).forward();
+    for (std::int64_t j = 200; j < 333; ++j)  // the sequence without queries
+      for (std::int64_t h = 0; h < 2; ++h)
+        for (std::int64_t d = 0; d < 128; ++d) in.key(0, j, h, d) = in.value(0, j, h, d) = float8_e4m3_t(NAN);
+    EXPECT_EQ(largest_difference(AttentionCall<float8_e4m3_t, bfloat16_t>(level, in).forward().out, clean.out), 0);
+  }
+}
+
 TEST_F(AttentionE4m3Hopper, EqualWeightsGiveMeans) {
   // Weights of 2^8 and whole values up to 7, whose sums over a tile have 14 bits at most: exact, so no value may come from another place.
   Random   random(212);
@@ -328,14 +377,11 @@ TEST_F(AttentionE4m3Hopper, ACapturedCallStaysOnItsInstance) {
 TEST_F(AttentionE4m3Hopper, RefusesWhatItDoesNotTake) {
   Random     random(217);
   const auto wide = random_case(random, {1, 3, 3, 1, 1, 144, 16}), narrow = random_case(random, {1, 3, 3, 2, 1, 8, 16});
-  auto       packed   = random_case(random, {1, 3, 3, 1, 1, 16, 16});
-  packed.cu_seqlens_q = packed.cu_seqlens_k = {0, 3};
-  const auto refused                        = [&](const E4m3Case& in, std::string_view part) {
+  const auto refused = [&](const E4m3Case& in, std::string_view part) {
     expect_refusal([&] { AttentionCall<float8_e4m3_t, float>(level, in).forward(); }, {"attention_forward", "Hopper", part});
   };
   refused(wide, "up to 128 of float8_e4m3");
   refused(narrow, "16 bytes");
-  refused(packed, "no packed sequences of float8_e4m3");
 }
 
 #endif

@@ -25,7 +25,7 @@ class AttentionHopper : public HopperTest {
     expect_close(AttentionCall<Element, Out>(level, in).forward(), exact_formula(in).forward(), naive_formula(in).forward());
   }
 
-  /// Gradients of queries, keys, values and sink, from the portable level's results.
+  /// Every gradient, from the portable level's results.
   template <class Element>
   static void expect_backward(const AttentionCase<Element>& in, Random& random) {
     SCOPED_TRACE(text(in.shape()) + (in.options.causal ? ", causal" : "") + ", window " + std::to_string(in.options.window_left) + ", " +
@@ -34,18 +34,18 @@ class AttentionHopper : public HopperTest {
     const auto given    = backward(in, upstream);
     const auto exact    = exact_formula(in).backward(upstream);
     const auto naive    = naive_formula(in).backward(upstream);
-    expect_close("gradient of query", given.query, exact.query, naive.query, 4e-6);
-    expect_close("gradient of key", given.key, exact.key, naive.key, 4e-6);
-    expect_close("gradient of value", given.value, exact.value, naive.value, 4e-6);
-    expect_close("gradient of sink", given.sink, exact.sink, naive.sink, 2e-5);
+    expect_close(given, exact, naive);
   }
   template <class Element>
   static AttentionGradientArrays<Element> backward(const AttentionCase<Element>& in, const AttentionUpstream<Element>& upstream) {
-    return AttentionCall<Element>(level, in).backward(upstream, Space{}, false);
+    return AttentionCall<Element>(level, in).backward(upstream);
   }
   template <class Element>
   static bool same_gradients(const AttentionGradientArrays<Element>& a, const AttentionGradientArrays<Element>& b) {
-    return largest_difference(a.query, b.query) == 0 && largest_difference(a.key, b.key) == 0 && largest_difference(a.value, b.value) == 0;
+    return largest_difference(a.query, b.query) == 0 && largest_difference(a.key, b.key) == 0 &&
+           largest_difference(a.value, b.value) == 0 && largest_difference(a.additive_mask, b.additive_mask) == 0 &&
+           largest_difference(a.alibi_slopes, b.alibi_slopes) == 0 && largest_difference(a.relative_bias, b.relative_bias) == 0 &&
+           largest_difference(a.sink, b.sink) == 0;
   }
 };
 
@@ -233,6 +233,80 @@ TEST_F(AttentionHopper, GradientsOfManyTilesAgreeWithThePortableLevelAndRepeat) 
     }
 }
 
+/// Masks broadcast along anything, slopes of all batch entries and of each, tables of one launch and of several.
+template <class Element>
+void gradients_of_biases(std::uint32_t stream) {
+  SCOPED_TRACE(seed_text());
+  Random random(stream);
+  for (const std::int64_t dim : {64, 128, 256})
+    for (const bool of_batch : {false, true})
+      for (const bool of_heads : {false, true})
+        for (const bool of_queries : {false, true}) {
+          if (testing::Test::HasFailure()) return;
+          AttentionCase<Element> in({2, random.any_of(edges), random.any_of(edges), 4, 2, dim, dim}, random);
+          SCOPED_TRACE(text(in.shape()) + ", mask" + (of_batch ? " of batch" : "") + (of_heads ? " of heads" : "") +
+                       (of_queries ? " of queries" : ""));
+          const auto shape = in.shape();
+          in.additive_mask = Array<float, 4>({of_batch ? 2 : 1, of_heads ? 4 : 1, of_queries ? shape.queries : 1, shape.keys});
+          for (auto& value : in.additive_mask->values) value = random.integer(0, 9) == 0 ? -infinite : random.normal();
+          in.alibi_slopes                        = Array<float, 2>({of_batch ? 2 : 1, 4}, 0.02f);
+          in.relative_bias                       = Array<float, 2>({of_heads ? 32 : 150, 4});
+          in.options.relative_bias.max_distance  = of_queries ? 128 : 400;
+          in.options.relative_bias.bidirectional = random.coin();
+          random.fill_with_normals(*in.relative_bias);
+          in.options.causal = random.coin();
+          AttentionHopper::expect_backward(in, random);
+        }
+}
+TEST_F(AttentionHopper, GradientsOfBiasesOfBfloat16) { gradients_of_biases<bfloat16_t>(123); }
+TEST_F(AttentionHopper, GradientsOfBiasesOfHalf) { gradients_of_biases<half_t>(124); }
+
+TEST_F(AttentionHopper, GradientsOfBiasesOfPackedSequences) {
+  SCOPED_TRACE(seed_text());
+  Random random(125);
+  for (const std::int64_t dim : {64, 128, 256})
+    for (const std::int64_t mask_rows : {1, 700}) {
+      AttentionCase<bfloat16_t> in({1, 700, 900, 4, 2, dim, dim}, random);
+      in.cu_seqlens_q  = {0, 130, 130, 300, 301, 700};
+      in.cu_seqlens_k  = {0, 200, 333, 333, 500, 890};
+      in.additive_mask = Array<float, 4>({1, mask_rows == 1 ? 4 : 1, mask_rows, 250});
+      in.alibi_slopes  = Array<float, 2>({dim == 64 ? 1 : 5, 4}, 0.02f);
+      in.relative_bias = Array<float, 2>({32, 4});
+      random.fill_with_normals(*in.additive_mask);
+      random.fill_with_normals(*in.relative_bias);
+      AttentionHopper::expect_backward(in, random);
+    }
+}
+
+TEST_F(AttentionHopper, GradientsOfBiasesOfManyTilesAgreeWithThePortableLevelAndRepeat) {
+  SCOPED_TRACE(seed_text());
+  Random random(126);
+  for (const std::int64_t dim : {128, 256})
+    for (const bool of_queries : {false, true}) {
+      SCOPED_TRACE("dim " + std::to_string(dim) + (of_queries ? ", mask of queries" : ""));
+      AttentionCase<bfloat16_t> in({2, 1500, 1700, 8, 2, dim, dim}, random);
+      in.additive_mask = Array<float, 4>({1, of_queries ? 1 : 8, of_queries ? 1500 : 1, 1700});
+      in.alibi_slopes  = Array<float, 2>({1, 8}, 0.01f);
+      in.relative_bias = Array<float, 2>({32, 8});
+      random.fill_with_normals(*in.additive_mask);
+      random.fill_with_normals(*in.relative_bias);
+      in.options.causal   = of_queries;
+      const auto upstream = random_upstream(random, AttentionCall<bfloat16_t>(Level::portable, in).forward(), true);
+      const auto expected = AttentionCall<bfloat16_t>(Level::portable, in).backward(upstream);
+      const auto given    = AttentionHopper::backward(in, upstream);
+      // Both levels add up what they have in float.
+      const auto expect_near = [](const char* name, const auto& a, const auto& b, double relative) {
+        double most = 0;
+        for (const auto x : b.values) most = std::max(most, std::abs(static_cast<double>(x)));
+        EXPECT_LE(largest_difference(a, b), relative * most) << name;
+      };
+      expect_near("additive_mask", given.additive_mask, expected.additive_mask, 1e-4);
+      expect_near("alibi_slopes", given.alibi_slopes, expected.alibi_slopes, 1e-3);
+      expect_near("relative_bias", given.relative_bias, expected.relative_bias, 1e-3);
+      for (int run = 0; run < 5; ++run) ASSERT_TRUE(AttentionHopper::same_gradients(AttentionHopper::backward(in, upstream), given));
+    }
+}
+
 TEST_F(AttentionHopper, LargeLogitsStayFinite) {
   Random                random(103);
   AttentionCase<half_t> in({1, 130, 300, 1, 1, 64, 64}, random);
@@ -331,6 +405,32 @@ TEST_F(AttentionHopper, StaysOnItsInstance) {
              "workspace", Tributary::attention_forward_workspace_size(exec, call.query, call.key, call.value, out, std::nullopt, call.options));
   expect_stays_on_instance(
       exec, [&] { Tributary::attention_forward(exec, call.query, call.key, call.value, out, std::nullopt, call.options, workspace); });
+}
+
+TEST_F(AttentionHopper, GradientsOfBiasesStayOnTheirInstance) {
+  Random                    random(127);
+  const Space               exec = another_instance();
+  AttentionCase<bfloat16_t> in({1, 200, 300, 2, 2, 128, 128}, random);
+  in.additive_mask = Array<float, 4>({1, 2, 200, 300}, 0.5f);
+  in.alibi_slopes  = Array<float, 2>({1, 2}, 0.02f);
+  in.relative_bias = Array<float, 2>({32, 2}, 0.5f);
+  const AttentionCall<bfloat16_t> call(level, in);
+  const View<bfloat16_t, 4>       out("out", 1, 200, 2, 128), grad_query("grad_query", 1, 200, 2, 128);
+  const View<bfloat16_t, 4>       grad_key("grad_key", 1, 300, 2, 128), grad_value("grad_value", 1, 300, 2, 128);
+  const View<float, 3>            lse("lse", 1, 2, 200);
+  const View<float, 4>            additive_mask("additive_mask", 1, 2, 200, 300);
+  const View<float, 2>            alibi_slopes("alibi_slopes", 1, 2), relative_bias("relative_bias", 32, 2);
+  AttentionGradients              gradients;
+  gradients.additive_mask = additive_mask;
+  gradients.alibi_slopes  = alibi_slopes;
+  gradients.relative_bias = relative_bias;
+  const View<std::byte, 1> workspace(
+      "workspace", Tributary::attention_backward_workspace_size(exec, call.query, call.key, call.value, out, lse, out, grad_query, grad_key,
+                                                                grad_value, call.options, gradients));
+  expect_stays_on_instance(exec, [&] {
+    Tributary::attention_backward(exec, call.query, call.key, call.value, out, lse, out, grad_query, grad_key, grad_value, call.options,
+                                  gradients, workspace);
+  });
 }
 
 TEST_F(AttentionHopper, RefusesWhatItDoesNotTake) {

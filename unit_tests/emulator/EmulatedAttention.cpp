@@ -21,9 +21,9 @@ AttentionData::AttentionData(const EmulatedOptions& options, Random& random)
       value(o.shared_values ? key : own_value),
       key_keep(o.key_keep ? o.batch * o.keys : 0),
       keep(o.keep ? o.queries * o.keys : 0),
-      additive_mask(o.additive_mask ? o.heads * o.queries * o.keys : 0),
+      additive_mask(o.additive_mask ? mask_extent(0) * mask_extent(1) * mask_extent(2) * mask_columns() : 0),
       alibi(std::max(o.sequences, o.batch) * o.heads),
-      relative_bias(buckets * o.heads),
+      relative_bias(o.buckets * o.heads),
       sink(o.heads),
       bucket(2 * max_distance + 1),
       cu_seqlens_q(o.sequences + 1),
@@ -109,17 +109,19 @@ void AttentionData::set_masks(Random& random) {
     p.keep_strides[2] = o.keys;
     for (std::uint8_t& kept : keep) kept = random.uniform() < 0.6;
   }
-  if (o.additive_mask) {  // the same for all batch entries
-    p.additive_mask            = additive_mask.data();
-    p.additive_mask_columns    = o.keys;
-    p.additive_mask_strides[1] = std::int64_t{o.queries} * o.keys;
-    p.additive_mask_strides[2] = o.keys;
+  if (o.additive_mask) {
+    p.additive_mask           = additive_mask.data();
+    p.additive_mask_columns   = mask_columns();
+    const std::int64_t of_row = mask_columns(), of_head = mask_extent(2) * of_row;
+    p.additive_mask_strides[0] = o.mask_of_batch ? mask_extent(1) * of_head : 0;
+    p.additive_mask_strides[1] = o.mask_of_heads ? of_head : 0;
+    p.additive_mask_strides[2] = o.mask_of_queries ? of_row : 0;
     for (float& added : additive_mask) added = random.one_in(5) ? -std::numeric_limits<float>::infinity() : random.normal();
   }
   for (float& slope : alibi) slope = static_cast<float>(0.1 * random.uniform());
   for (float& bias : relative_bias) bias = random.normal();
   for (float& score : sink) score = 3 * random.normal();
-  for (std::int32_t& number : bucket) number = random.below(buckets);
+  for (std::int32_t& number : bucket) number = random.below(o.buckets);
   if (o.alibi) {
     p.alibi_slopes = alibi.data();
     p.alibi_stride = o.heads;
@@ -127,7 +129,7 @@ void AttentionData::set_masks(Random& random) {
   if (o.relative_bias) {
     p.relative_bias        = relative_bias.data();
     p.relative_bias_stride = o.heads;
-    p.buckets              = buckets;
+    p.buckets              = o.buckets;
     p.max_distance         = max_distance;
   }
   if (o.sink) p.sink = sink.data();
@@ -165,11 +167,10 @@ AttentionData::Row AttentionData::row_of(int b, int i, int h) const {
         score               = o.softcap * capped;
         slope               = 1 - capped * capped;
       }
-      const auto distance = j - position;
+      const auto distance = relative(s, i, j);
       if (o.alibi) score -= double{alibi[s.number * o.heads + h]} * std::fabs(static_cast<double>(distance));
-      if (o.relative_bias)
-        score += relative_bias[bucket[std::clamp<std::int64_t>(distance, -max_distance, max_distance) + max_distance] * o.heads + h];
-      if (o.additive_mask) score += additive_mask[(std::int64_t{h} * o.queries + i) * o.keys + j];
+      if (o.relative_bias) score += relative_bias[bucket_of(distance) * o.heads + h];
+      if (o.additive_mask && j < mask_columns()) score += additive_mask[mask_row(b, i, h) * mask_columns() + j];
     }
     if (o.dropout > 0) {
       const std::int64_t of_key = problem.key_offset + j;

@@ -47,7 +47,11 @@ struct EmulatedOptions {
   int         sequences = 0;  // packed; 0: none
   bool        key_keep = false, keep = false, additive_mask = false, alibi = false, relative_bias = false, sink = false;
   bool        offsets = false, float_output = false, previous = false, deterministic = true;
-  bool        shared_values = false;  // rows of values are the beginnings of rows of keys
+  bool        shared_values = false;                                                // rows of values are the beginnings of rows of keys
+  bool        mask_of_batch = false, mask_of_heads = true, mask_of_queries = true;  // whether the additive mask differs along them
+  int         mask_columns   = -1;                                                  // of packed sequences; -1: the keys
+  int         buckets        = 16;
+  bool        bias_gradients = false;  // of all biases that there are
   float       softcap = 0, dropout = 0, sharpness = 1;
   Layout      layout     = Layout::dense;
   int         processors = 2, section = 0;           // section 0: the plan's
@@ -98,14 +102,15 @@ inline void PrintTo(const EmulatedOptions& o, std::ostream* out) {
        << o.left << "/" << o.right << " sequences " << o.sequences << " key_keep " << o.key_keep << " keep " << o.keep << " additive "
        << o.additive_mask << " alibi " << o.alibi << " bias " << o.relative_bias << " sink " << o.sink << " offsets " << o.offsets
        << " float " << o.float_output << " previous " << o.previous << " softcap " << o.softcap << " dropout " << o.dropout << " sharpness "
-       << o.sharpness << " shared " << o.shared_values << " layout " << static_cast<int>(o.layout) << " processors " << o.processors
-       << " section " << o.section;
+       << o.sharpness << " mask of batch " << o.mask_of_batch << " heads " << o.mask_of_heads << " queries " << o.mask_of_queries
+       << " columns " << o.mask_columns << " buckets " << o.buckets << " gradients of biases " << o.bias_gradients << " shared "
+       << o.shared_values << " layout " << static_cast<int>(o.layout) << " processors " << o.processors << " section " << o.section;
 }
 
 /// A problem with its data.  Rows that no pair may read (hidden by key_keep, in no sequence) and the padding hold NaN and infinities.
 class AttentionData {
  public:
-  static constexpr int buckets = 16, max_distance = 50;
+  static constexpr int max_distance = 50;
 
   AttentionData(const EmulatedOptions& options, Random& random);
 
@@ -183,6 +188,25 @@ class AttentionData {
     bool some() const { return log_sum_exp != -std::numeric_limits<double>::infinity(); }
   };
   Row row_of(int b, int i, int h) const;
+
+  /// Of the additive mask and its gradient.
+  std::int64_t mask_extent(int d) const {
+    return d == 0   ? (o.mask_of_batch ? o.batch : 1)
+           : d == 1 ? (o.mask_of_heads ? o.heads : 1)
+           : d == 2 ? (o.mask_of_queries ? o.queries : 1)
+                    : mask_columns();
+  }
+  int          mask_columns() const { return o.mask_columns < 0 ? o.keys : o.mask_columns; }
+  std::int64_t mask_row(int b, int i, int h) const {
+    return ((o.mask_of_batch ? b : 0) * mask_extent(1) + (o.mask_of_heads ? h : 0)) * mask_extent(2) + (o.mask_of_queries ? i : 0);
+  }
+  /// j - i'; j: the key's number in the sequence.
+  std::int64_t relative(const Sequence& s, int i, int j) const {
+    return j - (i - s.first_query + (o.offsets ? problem.query_offset - problem.key_offset : s.keys - s.queries));
+  }
+  int bucket_of(std::int64_t relative) const {
+    return bucket[std::clamp<std::int64_t>(relative, -max_distance, max_distance) + max_distance];
+  }
 
   std::int64_t statistic(int b, int i, int h) const { return (std::int64_t{b} * o.heads + h) * o.queries + i; }
   int          key_head(int h) const { return h / (o.heads / o.key_heads); }

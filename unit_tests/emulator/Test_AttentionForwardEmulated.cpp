@@ -204,11 +204,10 @@ TEST(AttentionForwardEmulated, RandomOptions) {
   }
 }
 
-/// e4m3: no packed sequences, rows of whole 16 bytes.
+/// e4m3: rows of whole 16 bytes.
 EmulatedOptions e4m3(EmulatedOptions options, Random& random) {
   options.type         = ElementType::float8_e4m3;
   options.short_output = random.one_in(2) ? ElementType::bfloat16 : ElementType::float16;
-  options.sequences    = 0;
   if (options.head_dim % 16 != 0 || options.value_dim % 16 != 0) options.layout = Layout::padded;
   return options;
 }
@@ -229,13 +228,15 @@ TEST(AttentionForwardEmulated, MeansOfE4m3AreExact) {
     Random          random(stream);
     EmulatedOptions options{
         .queries = 1 + random.below(200), .keys = 1 + random.below(500), .heads = 4, .key_heads = 2, .head_dim = 128, .value_dim = 128};
-    options.batch        = 1 + random.below(2);
-    options.value_dim    = random.any_of<int>({128, 128, 48, 100});
-    options.right        = random.one_in(3) ? -1 : random.below(100);
-    options.left         = random.one_in(3) ? -1 : random.below(100);
-    options.key_keep     = random.one_in(3);
-    options.keep         = random.one_in(3);
-    options.processors   = 1 + random.below(3);
+    options.batch      = 1 + random.below(2);
+    options.value_dim  = random.any_of<int>({128, 128, 48, 100});
+    options.right      = random.one_in(3) ? -1 : random.below(100);
+    options.left       = random.one_in(3) ? -1 : random.below(100);
+    options.key_keep   = random.one_in(3);
+    options.keep       = random.one_in(3);
+    options.processors = 1 + random.below(3);
+    options.sequences  = random.one_in(3) ? 1 + random.below(6) : 0;
+    if (options.sequences > 0) options.batch = 1;
     options.float_output = options.exact = true;
     options.sharpness                    = 0;
     run_and_check(e4m3(options, random), stream);
@@ -258,6 +259,9 @@ TEST(AttentionForwardEmulated, E4m3HasTheSameBitsOnEverySchedule) {
   Random          random(6000);
   EmulatedOptions options{.queries = 300, .keys = 700, .heads = 3, .head_dim = 128, .value_dim = 128, .right = 0};
   expect_same_bits(e4m3(options, random), 6000, 60);
+  options.sequences = 4;
+  options.queries   = 200;
+  expect_same_bits(e4m3(options, random), 6001, 30);
 }
 
 TEST(AttentionForwardEmulated, PackedSequencesAndHiddenKeysWithoutNumbers) {

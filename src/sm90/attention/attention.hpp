@@ -26,7 +26,7 @@ struct AttentionForwardPlan {
   std::int32_t* next_item;                              // the queue of work items
   // Of e4m3 only: values with keys along the rows, see transpose_values.cuh.
   float8_e4m3_t* transposed_values;
-  std::int64_t   transposed_keys;  // of a row, with zeros up to whole tiles
+  std::int64_t   transposed_keys;  // of a row, with zeros up to whole blocks of scales
 };
 
 template <class Exec>
@@ -86,5 +86,33 @@ template <class Exec>
 void attention_backward(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets, const RowStatistics& statistics,
                         const void* grad_out, const std::int64_t (&grad_out_strides)[3], const AttentionBackwardPlan& plan,
                         const GradientOutput& grad_query, const GradientOutput& grad_key, const GradientOutput& grad_value);
+
+/// Which gradients of what is added to scores a call wants.
+struct WantedBiasGradients {
+  bool             additive_mask, alibi_slopes, relative_bias;
+  Tensor<float, 4> mask;  // the gradient of the additive mask
+
+  bool any() const { return additive_mask || alibi_slopes || relative_bias; }
+  bool mask_of_all_queries() const { return additive_mask && mask.extents[2] == 1; }
+};
+
+/// Their part of the workspace: sums over queries, to be added up by the caller.  Null: not wanted.  The gradient of a mask that has a row
+/// a query needs none.
+struct BiasGradientPlan {
+  std::int64_t blocks;                 // of key rows, for each batch entry
+  float*       alibi_keys  = nullptr;  // [B, Hq, Sk]: what the pairs of a key add to the gradient of its head's slope
+  float*       mask_keys   = nullptr;  // [B, Hq, Sk]: ... to the gradient of a mask that is the same for all queries
+  float*       bucket_sums = nullptr;  // [B, blocks, Hq, buckets]: ... of a block of keys to that of the table
+};
+
+template <class Exec>
+BiasGradientPlan plan_bias_gradients(const Exec& exec, const AttentionProblem& problem, const WantedBiasGradients& wanted,
+                                     WorkspaceLayout& layout);
+
+/// After attention_backward, whose plan it uses again; likewise.
+template <class Exec>
+void bias_gradients(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets, const RowStatistics& statistics,
+                    const void* grad_out, const std::int64_t (&grad_out_strides)[3], const AttentionBackwardPlan& backward,
+                    const WantedBiasGradients& wanted, const BiasGradientPlan& plan);
 
 }  // namespace Tributary::Impl::SM90

@@ -90,17 +90,7 @@ struct AttentionBackwardFunctor {
 
 template <class Tile>
 void run(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, const void* grad_out, const std::int64_t (&grad_out_strides)[3]) {
-  const AttentionProblem& p    = call.problem;
-  const GradientMaps      maps = [&] {
-    const auto map_of = [&](const void* data, const std::int64_t(&strides)[3], std::int64_t rows, std::int32_t heads, std::int32_t columns,
-                            int box_rows) { return attention_map(p.type, data, strides, p.batch, rows, heads, columns, box_rows); };
-    const CUtensorMap key = map_of(p.key, p.key_strides, p.keys, p.key_heads, p.head_dim, Tile::keys);
-    if (p.queries == 0) return GradientMaps{key, key, key, key};  // nothing is loaded
-    return GradientMaps{.query    = map_of(p.query, p.query_strides, p.queries, p.heads, p.head_dim, Tile::queries),
-                             .key      = key,
-                             .value    = map_of(p.value, p.value_strides, p.keys, p.key_heads, p.value_dim, Tile::keys),
-                             .grad_out = map_of(grad_out, grad_out_strides, p.queries, p.heads, p.value_dim, Tile::queries)};
-  }();
+  const GradientMaps maps = gradient_maps<Tile>(call.problem, grad_out, grad_out_strides);
   prepare_maps("Tributary::attention_backward::hopper::prepare", exec, maps, call.plan.maps, call.plan.next_item);
   launch_teams<Tile::team_threads, 1>("Tributary::attention_backward::hopper", exec, call.plan.teams, Tile::scratch_bytes,
                                       AttentionBackwardFunctor<Tile>{call});
@@ -147,9 +137,6 @@ std::string no_attention_backward(const Exec& exec, const AttentionProblem& p, c
   if (const std::string reason = no_attention_inputs(exec, p, rotary); !reason.empty()) return reason;
   if (p.head_dim > 256 || p.value_dim > 256) return "it takes head dimensions up to 256";
   if (arguments.out_type == ElementType::float32) return "grad_out is float";
-  const AttentionGradients& wanted = *arguments.gradients;
-  if (wanted.additive_mask.given() || wanted.alibi_slopes.given() || wanted.relative_bias.given())
-    return "the gradient of a bias is wanted";
   const auto aligned = [](const auto& tensor, std::int64_t size) {
     return multiple_of_16_bytes(tensor.data, {tensor.extents[0], tensor.extents[1], tensor.extents[2]},
                                 {tensor.strides[0], tensor.strides[1], tensor.strides[2]}, size);

@@ -128,9 +128,10 @@ class Attender {
 #pragma unroll
     for (float& sum : of_tile) sum = 0.0f;
     begin_queries(scores, place(tiles_));
-    int        tile   = piece.last_tile;
-    const auto factor = [&] { return take_key_factor(place(tiles_)); };
-    softmax.soften(scores, tile * Tile::keys, rescale, factor);
+    int        tile      = piece.last_tile;
+    const auto first_key = [&] { return tile * Tile::keys - keys_before<Tile>(piece.first_key); };  // below 0: other sequences' keys
+    const auto factor    = [&] { return take_key_factor(place(tiles_)); };
+    softmax.soften(scores, first_key(), rescale, factor);
     pack<Element>(scores, weights);
 #pragma unroll 1
     while (tile > piece.last_tile - piece.key_tiles + 1) {
@@ -145,7 +146,7 @@ class Attender {
       ptx::pin(scores);
       ptx::forget(tiles_);
       // A branch that waits for all weights here, too.
-      if (softmax.soften(scores, tile * Tile::keys, rescale, factor)) multiply(sums, rescale);
+      if (softmax.soften(scores, first_key(), rescale, factor)) multiply(sums, rescale);
       ptx::wgmma_wait_group<0>();
       ptx::pin(of_tile);
       ptx::pin(scores);
@@ -404,8 +405,6 @@ std::string no_attention_forward(const Exec& exec, const AttentionProblem& p, co
                                  const AttentionForwardArguments& arguments) {
   if (p.type == ElementType::float8_e4m3 && (p.head_dim > 128 || p.value_dim > 128))
     return "it takes head dimensions up to 128 of float8_e4m3";
-  // A tile of keys has one scale: a sequence would have to begin where one of the tensor's blocks does.
-  if (p.type == ElementType::float8_e4m3 && p.packed.cu_seqlens_q != nullptr) return "it takes no packed sequences of float8_e4m3";
   if (p.head_dim > 512 || p.value_dim > 512) return "it takes head dimensions up to 512";
   if (const std::string reason = no_attention_inputs(exec, p, rotary); !reason.empty()) return reason;
   if (is_wide(p))
@@ -432,7 +431,7 @@ AttentionForwardPlan plan_attention_forward(const Exec& exec, const AttentionPro
   plan.maps      = layout.take<AttentionMaps>(1);
   plan.next_item = layout.take<std::int32_t>(1);
   if (p.type == ElementType::float8_e4m3) {
-    plan.transposed_keys   = transposed_keys(p.keys);
+    plan.transposed_keys   = transposed_keys(p);
     plan.transposed_values = layout.take<float8_e4m3_t>(p.batch * p.key_heads * p.value_dim * plan.transposed_keys);
   }
   return plan;

@@ -44,12 +44,7 @@ class GradientLoader {
       : call_(call), shared_(shared), scratch_(scratch), lane_(lane) {}
 
   __device__ void run() {
-    if (lane_ == 0) {
-      ptx::fence_proxy_tensormap(&call_.maps()->query);
-      ptx::fence_proxy_tensormap(&call_.maps()->key);
-      ptx::fence_proxy_tensormap(&call_.maps()->value);
-      ptx::fence_proxy_tensormap(&call_.maps()->grad_out);
-    }
+    see_maps();
     const AttentionProblem& p = call_.problem;
     const PackedOffsets     by_key{p.packed.cu_seqlens_k, p.packed.cu_seqlens_q, p.packed.sequences};
     const std::int64_t      items = call_.items(), pairs = p.batch * p.key_heads;
@@ -70,7 +65,15 @@ class GradientLoader {
     publish({.batch = -1});
   }
 
- private:
+ protected:
+  __device__ void see_maps() const {
+    if (lane_ != 0) return;
+    ptx::fence_proxy_tensormap(&call_.maps()->query);
+    ptx::fence_proxy_tensormap(&call_.maps()->key);
+    ptx::fence_proxy_tensormap(&call_.maps()->value);
+    ptx::fence_proxy_tensormap(&call_.maps()->grad_out);
+  }
+
   __device__ std::int64_t draw() const {
     const std::int32_t item = lane_ == 0 ? atomicAdd(call_.plan.next_item, 1) : 0;
     return __shfl_sync(0xffffffffu, item, 0);
@@ -126,6 +129,7 @@ class GradientLoader {
     for (std::int32_t n = steps_of(call_.problem, piece); n > 0; --n, step.next(piece)) load_queries(piece, step);
   }
 
+ private:
   __device__ void load_queries(const GradientPiece& piece, const GradientStep<Tile>& step) {
     // What is known of the rows is on its way while the place is still in use.  A query that is none has no weight.
     const RowStatistics& from = call_.statistics;

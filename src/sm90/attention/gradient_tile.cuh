@@ -124,6 +124,18 @@ struct GradientMaps {
   CUtensorMap query, key, value, grad_out;
 };
 
+template <class Tile>
+GradientMaps gradient_maps(const AttentionProblem& p, const void* grad_out, const std::int64_t (&grad_out_strides)[3]) {
+  const auto map_of = [&](const void* data, const std::int64_t(&strides)[3], std::int64_t rows, std::int32_t heads, std::int32_t columns,
+                          int box_rows) { return attention_map(p.type, data, strides, p.batch, rows, heads, columns, box_rows); };
+  const CUtensorMap key = map_of(p.key, p.key_strides, p.keys, p.key_heads, p.head_dim, Tile::keys);
+  if (p.queries == 0) return GradientMaps{key, key, key, key};  // nothing is loaded
+  return GradientMaps{.query    = map_of(p.query, p.query_strides, p.queries, p.heads, p.head_dim, Tile::queries),
+                      .key      = key,
+                      .value    = map_of(p.value, p.value_strides, p.keys, p.key_heads, p.value_dim, Tile::keys),
+                      .grad_out = map_of(grad_out, grad_out_strides, p.queries, p.heads, p.value_dim, Tile::queries)};
+}
+
 /// One launch of the kernel.
 struct AttentionBackwardCall {
   AttentionProblem      problem;

@@ -13,7 +13,8 @@ template <class Tile>
 __device__ AttentionPiece describe_piece(const AttentionProblem& problem, const Segment& segment, std::int32_t head) {
   const std::int64_t position = segment.first_query + problem.alignment(segment);
   const KeyInterval  seen     = problem.window_of(position, position + segment.rows - 1, segment.keys);
-  const std::int64_t first = seen.begin / Tile::keys, last = (seen.end - 1) / Tile::keys;
+  const std::int64_t before   = keys_before<Tile>(segment.first_key);
+  const std::int64_t first = (seen.begin + before) / Tile::keys, last = (seen.end - 1 + before) / Tile::keys;
   // A window's ends only rise from row to row: what the first and the last row see, all see.  Other types have this for each warp.
   KeyInterval early{}, late{};
   if constexpr (Tile::e4m3)

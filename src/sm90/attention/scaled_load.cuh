@@ -1,5 +1,6 @@
 #pragma once
 #include "sm90/attention/load.cuh"
+#include "sm90/attention/transpose_values.cuh"
 
 // Loading of e4m3.  A tile of keys, or of transposed values, is one box with its scale beside it, and takes half of the time that one of
 // 2-byte elements does; a single thread gets an instruction in some ten clocks.  So one warp loads queries and keys, another one values.
@@ -17,9 +18,9 @@ class ScaledLoader {
     ptx::fence_proxy_tensormap(&call_.maps()->query);
     ptx::fence_proxy_tensormap(&call_.maps()->key);
     ptx::fence_proxy_tensormap(&call_.maps()->value);
-    std::int64_t item = team;
+    item_ = team;
     for (;;) {
-      const AttentionPiece piece = of_values_ ? next_published() : draw(item, teams);
+      const AttentionPiece piece = of_values_ ? next_published() : draw(teams);
       if (piece.batch < 0) return;
       if (piece.key_tiles == 0) continue;
       if (!of_values_) load_queries(piece);
@@ -36,19 +37,24 @@ class ScaledLoader {
     return piece;
   }
 
-  /// The piece of `item`, published: there are no packed sequences, so an item is one.  A team's first item is its own number, the next
-  /// ones come from the queue.
-  __device__ AttentionPiece draw(std::int64_t& item, int teams) {
+  /// The next piece, published: rows of an item up to the end of a sequence.  A team's first item is its own number, the next ones come
+  /// from the queue.
+  __device__ AttentionPiece draw(int teams) {
     const AttentionProblem& p = call_.problem;
     AttentionPiece          piece{.batch = -1};
-    if (item < call_.items()) {
-      const SectionItem at(item, p.batch * p.heads, call_.plan.blocks, call_.plan.section);
+    if (item_ < call_.items()) {
+      const SectionItem at(item_, p.batch * p.heads, call_.plan.blocks, call_.plan.section);
       // Causal: the last rows have the most keys, they go first.
-      const std::int64_t begin = (call_.plan.blocks - 1 - at.block) * Tile::rows;
-      const std::int64_t end   = begin + Tile::rows < p.queries ? begin + Tile::rows : p.queries;
-      piece                    = describe_piece<Tile>(p, p.packed.segment(at.pair / p.heads, begin, end, p.queries, p.keys),
-                                   static_cast<std::int32_t>(at.pair % p.heads));
-      item                     = teams + static_cast<std::int64_t>(atomicAdd(call_.plan.next_item, 1));
+      static_assert(Tile::rows == attention_scale_rows);  // an item's queries have one scale
+      const std::int64_t begin   = (call_.plan.blocks - 1 - at.block) * Tile::rows;
+      const std::int64_t end     = begin + Tile::rows < p.queries ? begin + Tile::rows : p.queries;
+      const Segment      segment = p.packed.segment(at.pair / p.heads, begin + rows_done_, end, p.queries, p.keys);
+      piece                      = describe_piece<Tile>(p, segment, static_cast<std::int32_t>(at.pair % p.heads));
+      rows_done_ += piece.rows;
+      if (begin + rows_done_ == end) {
+        rows_done_ = 0;
+        item_      = teams + static_cast<std::int64_t>(atomicAdd(call_.plan.next_item, 1));
+      }
     }
     ptx::mbarrier_wait(&shared_.piece_empty[piece_at_.slot], piece_at_.round ^ 1);
     shared_.pieces[piece_at_.slot] = piece;
@@ -79,15 +85,17 @@ class ScaledLoader {
     const float             factor =
         of_values_ ? 1.0f
                                : p.scale * p.query_scale.of(piece.batch, piece.row, piece.head) * (Tile::scores == Scores::plain ? log2_e : 1.0f);
-    std::int32_t key = piece.last_tile * Tile::keys;
+    std::int32_t row = piece.first_key - keys_before<Tile>(piece.first_key) + piece.last_tile * Tile::keys;
+    // Where it lies among the transposed values.
+    const std::int32_t moved = of_values_ && p.packed.cu_seqlens_k != nullptr ? transposed_offset(piece.sequence) : 0;
 #pragma unroll 1
-    for (int n = 0; n < piece.key_tiles; ++n, key -= Tile::keys, tile_at_.next()) {
-      const float scale = scales[key / static_cast<std::int32_t>(attention_scale_rows)];
+    for (int n = 0; n < piece.key_tiles; ++n, row -= Tile::keys, tile_at_.next()) {
+      const float scale = scales[row / static_cast<std::int32_t>(attention_scale_rows)];
       ptx::mbarrier_wait(&empty[tile_at_.slot], tile_at_.round ^ 1);
       to[tile_at_.slot] = usable(factor * scale);
       ptx::mbarrier_arrive_expect_tx(&full[tile_at_.slot], Tile::key_bytes);
-      ptx::cp_async_bulk_tensor(tiles + tile_at_.slot * Tile::key_bytes, map, &full[tile_at_.slot], of_values_ ? key : 0, piece.key_head,
-                                of_values_ ? 0 : key, piece.batch);
+      ptx::cp_async_bulk_tensor(tiles + tile_at_.slot * Tile::key_bytes, map, &full[tile_at_.slot], of_values_ ? row + moved : 0,
+                                piece.key_head, of_values_ ? 0 : row, piece.batch);
     }
   }
 
@@ -105,6 +113,8 @@ class ScaledLoader {
   RingPosition<2>             piece_at_;
   RingPosition<Tile::stages>  tile_at_;
   std::uint32_t               query_round_ = 0;
+  std::int64_t                item_        = 0;
+  std::int32_t                rows_done_   = 0;  // of its queries
 };
 
 }  // namespace Tributary::Impl::SM90

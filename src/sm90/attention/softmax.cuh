@@ -227,7 +227,7 @@ class RowSoftmax {
       const float* mask[2];
       rows_of(p.additive_mask, p.additive_mask_strides, first_key, mask);
       for_each(scores, [&](float& x, int r, int column) {
-        if (first_key + column < p.additive_mask_columns) x += mask[r][column];
+        if (is_column(first_key + column, p.additive_mask_columns)) x += mask[r][column];
       });
     }
     // An infinite bias would make infinity - infinity of the maximum.
@@ -236,7 +236,7 @@ class RowSoftmax {
       const std::uint8_t* keep[2];
       rows_of(p.keep, p.keep_strides, first_key, keep);
       for_each(scores, [&](float& x, int r, int column) {
-        if (first_key + column >= p.keep_columns || keep[r][column] == 0) x = -infinity;
+        if (!is_column(first_key + column, p.keep_columns) || keep[r][column] == 0) x = -infinity;
       });
     }
     if (p.key_keep != nullptr) {
@@ -247,6 +247,9 @@ class RowSoftmax {
     }
     hide(scores, first_key);
   }
+
+  /// Whether a mask has this key's column.  Of e4m3 a packed sequence's first tile may begin before it.
+  __device__ static bool is_column(std::int32_t key, std::int64_t columns) { return key < columns && (!Tile::e4m3 || key >= 0); }
 
   /// Where the options of this thread's two rows begin, for the tile's first key.
   template <class Option>

@@ -20,7 +20,7 @@ struct AttentionPiece {
   std::int32_t sequence, first_query;   // row's number in it
   std::int32_t position;                // i' of the first row
   std::int32_t first_key, keys;         // of the sequence: row of the tensors, number
-  std::int32_t key_tiles, last_tile;    // visited downwards, from this tile of the sequence on
+  std::int32_t key_tiles, last_tile;    // visited downwards, from this tile of the sequence on (of e4m3 see keys_before)
   std::int32_t clear_begin, clear_end;  // of e4m3: keys between them are in the windows of all rows
 
   // A row of a tile is a query of the piece.
@@ -88,6 +88,13 @@ struct AttentionTile {
   static constexpr int scratch_bytes = state_offset + state_bytes;
   static_assert(scratch_bytes + scratch_alignment <= largest_scratch(4 * (groups + 1)));
 };
+
+/// Of e4m3 a tile of keys has one scale, so it lies within one of the tensor's blocks: tiles are counted from the one that a packed
+/// sequence begins in, whose first keys are other sequences'.
+template <class Tile>
+__device__ inline std::int32_t keys_before(std::int64_t first_key) {
+  return Tile::e4m3 ? static_cast<std::int32_t>(static_cast<std::uint32_t>(first_key) % Tile::keys) : 0;
+}
 
 struct AttentionMaps {
   CUtensorMap query, key, value;

@@ -6,12 +6,16 @@
 #include "sm90/attention/tile.cuh"
 
 // Values of e4m3 with keys along the rows: [batch, key head, column, key], as the tensor cores take them.  Rows of keys that do not take
-// part, and those up to whole tiles, are zeros.
+// part, and those up to whole tiles, are zeros.  A packed sequence has blocks of scales to itself, with zeros in place of its neighbours'
+// values: block b of the tensor is, as sequence s has it, block b + s.
 
 namespace Tributary::Impl::SM90 {
 
-constexpr std::int64_t transposed_keys(std::int64_t keys) {
-  return (keys + attention_scale_rows - 1) / attention_scale_rows * attention_scale_rows;
+constexpr std::int32_t transposed_offset(std::int64_t sequence) { return static_cast<std::int32_t>(sequence * attention_scale_rows); }
+
+constexpr std::int64_t transposed_keys(const AttentionProblem& p) {
+  const std::int64_t blocks = (p.keys + attention_scale_rows - 1) / attention_scale_rows;
+  return blocks * attention_scale_rows + (p.packed.cu_seqlens_k == nullptr ? 0 : transposed_offset(p.packed.sequences));
 }
 
 /// Where among 16 keys a transposed row holds key k.  A thread has products of keys 2t, 2t + 1, 2t + 8 and 2t + 9 (t = lane % 4) in
@@ -39,9 +43,10 @@ struct TransposeValues {
     const std::int64_t      group = index / (column_groups * p.key_heads) % (row_keys / keys);
     const std::int64_t      batch = index / (column_groups * p.key_heads * (row_keys / keys));
 
+    const Rows    from = rows_of(group * keys);
     std::uint32_t row[keys];  // 4 columns of a key
 #pragma unroll
-    for (int k = 0; k < keys; ++k) row[k] = read(batch, group * keys + k, head, column);
+    for (int k = 0; k < keys; ++k) row[k] = from.has(from.first + k) ? read(batch, from.first + k, head, column) : 0;
 #pragma unroll
     for (int c = 0; c < columns; ++c) {
       if (column + c >= p.value_dim) return;
@@ -58,9 +63,32 @@ struct TransposeValues {
     }
   }
 
+  /// Rows of keys: the first of some, and which ones there are.
+  struct Rows {
+    std::int64_t first, begin, end;
+
+    __device__ bool has(std::int64_t row) const { return begin <= row && row < end; }
+  };
+
+  /// Those that lie from place `at` of a transposed row on.
+  __device__ Rows rows_of(std::int64_t at) const {
+    const std::int32_t* const offsets = problem.packed.cu_seqlens_k;
+    if (offsets == nullptr) return {at, 0, problem.keys};
+    if (problem.packed.sequences == 0) return {};
+    std::int64_t sequence = 0;  // the last one whose blocks begin there or before
+    for (std::int64_t after = problem.packed.sequences; sequence + 1 < after;) {
+      const std::int64_t middle = (sequence + after) / 2;
+      if (offsets[middle] / attention_scale_rows * attention_scale_rows + transposed_offset(middle) <= at)
+        sequence = middle;
+      else
+        after = middle;
+    }
+    return {at - transposed_offset(sequence), clip(offsets[sequence], 0, problem.keys), clip(offsets[sequence + 1], 0, problem.keys)};
+  }
+
   __device__ std::uint32_t read(std::int64_t batch, std::int64_t key, std::int64_t head, std::int64_t column) const {
     const AttentionProblem& p = problem;
-    if (key >= p.keys || (p.key_keep != nullptr && p.key_keep[batch * p.key_keep_stride + key] == 0)) return 0;
+    if (p.key_keep != nullptr && p.key_keep[batch * p.key_keep_stride + key] == 0) return 0;
     const auto* const from = static_cast<const std::uint8_t*>(p.value) + batch * p.value_strides[0] + key * p.value_strides[1] +
                              head * p.value_strides[2] + column;
     if (column + columns <= p.value_dim) return *reinterpret_cast<const std::uint32_t*>(from);

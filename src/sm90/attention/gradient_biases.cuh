@@ -1,0 +1,115 @@
+#pragma once
+#include "sm90/attention/gradient_load.cuh"
+
+// Of the kernel of gradients of biases: sizes, parameters, loading.
+
+namespace Tributary::Impl::SM90 {
+
+inline constexpr int bias_gradient_keys = 128;  // of a block
+
+/// Each warpgroup has 64 of the keys.
+template <class Element_, int Dim>
+struct BiasGradientTile {
+  using Element                  = Element_;
+  static constexpr Scores scores = Scores::biased;
+
+  static constexpr int  dim = Dim, panels = Dim / panel_columns;
+  static constexpr int  keys = bias_gradient_keys, queries = 64;
+  static constexpr bool wide = false;
+
+  static constexpr int groups = 2, math_warps = 4 * groups, team_threads = 128 * (groups + 1);
+  static constexpr int math_registers = 208, other_registers = 88;
+
+  static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
+  static constexpr int key_bytes = panels * key_panel_bytes, query_bytes = panels * query_panel_bytes;
+  static constexpr int query_stages = Dim > 128 ? 1 : 2, grad_out_stages = query_stages;
+  static constexpr int score_stages = 1, adders = 1;  // not used: nothing is shared or handed over
+
+  // Of the table, in one launch: what fits, and T5's 32 in any case.
+  static constexpr int buckets = Dim > 128 ? 32 : 64, bucket_floats = 32 * math_warps;
+
+  static constexpr int keys_offset     = 0;
+  static constexpr int values_offset   = keys_offset + key_bytes;
+  static constexpr int queries_offset  = values_offset + key_bytes;
+  static constexpr int grad_out_offset = queries_offset + query_stages * query_bytes;
+  static constexpr int buckets_offset  = grad_out_offset + grad_out_stages * query_bytes;
+  static constexpr int state_offset    = buckets_offset + buckets * bucket_floats * 4;
+  static constexpr int state_bytes     = 1024 * query_stages + 512;
+  static constexpr int scratch_bytes   = state_offset + state_bytes;
+  static_assert(scratch_bytes + scratch_alignment <= largest_scratch(team_threads / 32));
+};
+
+/// One launch of the kernel: for sums over queries, or for a mask with a row a query.
+struct BiasGradientCall : AttentionBackwardCall {
+  float *      alibi_keys, *mask_keys, *bucket_sums;  // of BiasGradientPlan; null: not here
+  std::int32_t first_bucket, bucket_count;            // of the table, here
+  float*       mask;                                  // null: not here
+  std::int64_t mask_strides[3];                       // batch, head, row; 0 where the mask is the same
+  bool         all_batches, all_heads;                // an item takes them one after another, since the mask is the same for them
+
+  std::int64_t blocks;               // of keys
+  std::int64_t chunk_tiles, chunks;  // tiles of queries that an item has of each sequence, and how many such parts there are
+
+  KOKKOS_INLINE_FUNCTION std::int64_t batch_groups() const { return all_batches ? 1 : problem.batch; }
+  KOKKOS_INLINE_FUNCTION std::int64_t head_groups() const { return all_heads ? 1 : problem.key_heads; }
+  KOKKOS_INLINE_FUNCTION std::int64_t bias_items() const { return batch_groups() * head_groups() * chunks * blocks; }
+  /// Whether an element of the mask's gradient has more than one term.
+  __device__ bool adds_to_mask() const { return all_batches || all_heads; }
+};
+
+/// A warp: draws items, and loads what their pieces need.
+template <class Tile>
+class BiasGradientLoader : GradientLoader<Tile> {
+ public:
+  __device__ BiasGradientLoader(const BiasGradientCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int lane)
+      : GradientLoader<Tile>(call, shared, scratch, lane), call_(call) {}
+
+  __device__ void run() {
+    this->see_maps();
+    const AttentionProblem& p         = call_.problem;
+    const bool              ascending = this->sequences_ascend();
+    for (std::int64_t item = this->draw(); item < call_.bias_items(); item = this->draw()) {
+      const std::int64_t block = item % call_.blocks, chunk = item / call_.blocks % call_.chunks,
+                         group = item / call_.blocks / call_.chunks;
+      const Range batches      = part(call_.all_batches, p.batch, group / call_.head_groups()),
+                  heads        = part(call_.all_heads, p.key_heads, group % call_.head_groups());
+      for (std::int64_t batch = batches.begin; batch < batches.end; ++batch)
+        for (std::int64_t head = heads.begin; head < heads.end; ++head)
+          load_block(block, chunk, batch, static_cast<std::int32_t>(head), ascending);
+    }
+    this->publish({.batch = -1});
+  }
+
+ private:
+  struct Range {
+    std::int64_t begin, end;
+  };
+  __device__ static Range part(bool all, std::int64_t count, std::int64_t group) { return all ? Range{0, count} : Range{group, group + 1}; }
+
+  __device__ void load_block(std::int64_t block, std::int64_t chunk, std::int64_t batch, std::int32_t key_head, bool ascending) {
+    const AttentionProblem& p = call_.problem;
+    const PackedOffsets     by_key{p.packed.cu_seqlens_k, p.packed.cu_seqlens_q, p.packed.sequences};
+    const std::int64_t      begin = block * Tile::keys, end = begin + Tile::keys < p.keys ? begin + Tile::keys : p.keys;
+    for (std::int64_t row = begin; row < end;) {
+      Segment k = by_key.segment(batch, row, end, p.keys, p.queries);
+      if (!ascending) k.keys = 0;
+      const GradientPiece piece = in_chunk(describe_keys<Tile>(call_, k, key_head), chunk);
+      // Sums are written even where there is nothing to add up.
+      if (piece.query_tiles > 0 || call_.mask == nullptr) this->load(this->publish(piece));
+      row += k.rows;
+    }
+  }
+
+  /// The piece with those of its tiles of queries that are in a chunk.
+  __device__ GradientPiece in_chunk(GradientPiece piece, std::int64_t chunk) const {
+    const std::int64_t begin = chunk * call_.chunk_tiles, end = begin + call_.chunk_tiles, after_last = piece.last_tile + 1;
+    const std::int64_t first = clip(after_last - piece.query_tiles, begin, end), after = clip(after_last, begin, end);
+    piece.query_tiles = static_cast<std::int32_t>(after - first);
+    piece.last_tile   = static_cast<std::int32_t>(after - 1);
+    return piece;
+  }
+
+  const BiasGradientCall& call_;
+};
+
+}  // namespace Tributary::Impl::SM90
