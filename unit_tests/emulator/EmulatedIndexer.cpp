@@ -11,6 +11,7 @@
 #include <sstream>
 #include <string>
 
+#include "sm90/indexer/decode.hpp"
 #include "sm90/indexer/tile.cuh"
 
 namespace TributaryTest::Emulator {
@@ -70,8 +71,9 @@ void PrintTo(const IndexerOptions& o, std::ostream* out) {
   *out << "type " << static_cast<int>(o.type) << " batch " << o.batch << " queries " << o.queries << " keys " << o.keys << " heads "
        << o.heads << " head_dim " << o.head_dim << " k " << o.top_k << " trend " << static_cast<int>(o.trend) << " ratio " << o.ratio
        << " offset " << o.query_offset << " offsets " << o.offsets << " range " << o.range << " sequences " << o.sequences << " splits "
-       << o.splits << " room " << o.room << " order " << static_cast<int>(o.order) << " specials " << o.specials << " padded " << o.padded
-       << " without_scores " << o.without_scores << " only_legal " << o.only_legal << " processors " << o.processors;
+       << o.splits << " few " << o.few << " room " << o.room << " order " << static_cast<int>(o.order) << " specials " << o.specials
+       << " padded " << o.padded << " without_scores " << o.without_scores << " only_legal " << o.only_legal << " processors "
+       << o.processors;
 }
 
 IndexerData::IndexerData(const IndexerOptions& options, Random& random)
@@ -268,9 +270,14 @@ IndexerRun::IndexerRun(const IndexerOptions& options, std::uint64_t stream)
       scores_(std::int64_t{o_.batch} * o_.queries * pitch_) {}
 
 std::string IndexerRun::run(Settings settings) {
+  settings.races = true;
   set(settings);  // the plan asks for the processors
   std::fill(indices_.begin(), indices_.end(), untouched);
   std::fill(scores_.begin(), scores_.end(), static_cast<float>(untouched));
+  if (o_.few) {
+    run_few();
+    return wrong();
+  }
   const Kokkos::Cuda               exec;
   Tributary::Impl::WorkspaceLayout counted;
   SM90::plan_indexer(exec, in_.problem, o_.top_k, o_.splits, counted);
@@ -294,7 +301,7 @@ std::string IndexerRun::run(Settings settings) {
   return wrong();
 }
 
-void IndexerRun::run_topk(const SM90::IndexerPlan& plan) {
+Tributary::Impl::TopkOutput IndexerRun::output() const {
   Tributary::Impl::TopkOutput output;
   output.indices          = indices_.data();
   output.scores           = o_.without_scores ? nullptr : scores_.data();
@@ -302,9 +309,27 @@ void IndexerRun::run_topk(const SM90::IndexerPlan& plan) {
   output.index_strides[1] = output.score_strides[1] = pitch_;
   output.top_k                                      = o_.top_k;
   output.order                                      = o_.order;
+  return output;
+}
+
+void IndexerRun::run_few() {
+  const Kokkos::Cuda               exec;
+  Tributary::Impl::WorkspaceLayout counted;
+  SM90::plan_decode(exec, in_.problem, o_.top_k, counted);
+  const GuardedArray<std::byte> workspace(static_cast<std::int64_t>(counted.size()));
+  std::fill(workspace.begin(), workspace.end(), std::byte{0x7e});
+  const auto                       base = reinterpret_cast<std::uintptr_t>(workspace.data());
+  Tributary::Impl::WorkspaceLayout layout(workspace.data() + (Tributary::Impl::WorkspaceLayout::round_up(base) - base));
+  auto                             plan = SM90::plan_decode(exec, in_.problem, o_.top_k, layout);
+  if (o_.room > 0) plan.list_capacity = std::min(plan.list_capacity, o_.room);
+  splits_ = 1;
+  SM90::decode_topk(exec, in_.problem, plan, output());
+}
+
+void IndexerRun::run_topk(const SM90::IndexerPlan& plan) {
   const GuardedArray<Entry> partials(splits_ > 1 ? std::int64_t{o_.batch} * o_.queries * splits_ * keep_ : 0);
   std::fill(partials.begin(), partials.end(), make_entry(sortable(infinity), 0));
-  SM90::indexer_topk(Kokkos::Cuda{}, in_.problem, plan, output, splits_ > 1 ? partials.data() : nullptr, keep_);
+  SM90::indexer_topk(Kokkos::Cuda{}, in_.problem, plan, output(), splits_ > 1 ? partials.data() : nullptr, keep_);
   partials_.assign(partials.begin(), partials.end());
 }
 

@@ -115,6 +115,7 @@ void start(int threads, int teams, int scratch_bytes) {
   machine.teams.clear();
   machine.boxes.clear();
   machine.bulk_copies.clear();
+  machine.thread_copies.clear();
   machine.sleeping.clear();
   machine.fruitless = 0;
   machine.memory    = memory_of(teams);
@@ -215,6 +216,7 @@ void step_products() {
 void check_end() {
   if (!machine.boxes.empty()) fail("a team ended before its copies");
   if (!machine.bulk_copies.empty()) fail("a team ended before its bulk copies");
+  if (!machine.thread_copies.empty()) fail("a team ended before its threads' copies");
   int registers = 0;
   for (const auto& team : machine.teams) {
     for (std::size_t w = 0; w < team->warps.size(); ++w) {

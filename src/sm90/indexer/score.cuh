@@ -1,5 +1,6 @@
 #pragma once
 #include "sm90/indexer/parameters.cuh"
+#include "sm90/indexer/relu.cuh"
 #include "sm90/indexer/tile.cuh"
 #include "sm90/ptx/barrier.cuh"
 #include "sm90/ptx/mbarrier.cuh"
@@ -18,16 +19,6 @@ struct Scoring {
   static constexpr int  queries     = Tile::group_queries;
   static constexpr int  head_blocks = Tile::heads / 8;  // of 8 columns
   static constexpr bool scaled      = sizeof(Element) == 1;
-
-  /// relu(NaN) = NaN.
-  __device__ static float relu(float x) {
-    float result;
-    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
-    return result;
-  }
-  /// Maxima run at half rate and, in FP8, take as long as the products: there every second ReLU is (x + |x|) / 2 on the FMA pipe, the half
-  /// folded into the weight.  Exact, since FP8 products are finite or NaN; -infinity would become NaN.
-  static constexpr bool share_relu = scaled;
 
   /// The weights of a warpgroup's 256 columns, in shared memory: in registers they would leave no room for what becomes of scores.  Lanes
   /// with the same columns (lane % 4) read those of two blocks at a time.
@@ -48,7 +39,7 @@ struct Scoring {
         pair.x *= __ldg(scale);
         pair.y *= __ldg(scale + 1);
       }
-      if (share_relu) pair.y *= 0.5f;
+      if (share_relu<Element>) pair.y *= 0.5f;
     }
     reinterpret_cast<float2*>(&to[block / 2][lane])[block % 2] = pair;
   }
@@ -78,20 +69,11 @@ struct Scoring {
         const float4 of    = weights[block / 2][lane % 4];
 #pragma unroll
         for (int key = 0; key < 2; ++key) {
-          const auto add = [&](const float* x, float w0, float w1) {
-            sum[key][q] = fmaf(w0, relu(x[0]), sum[key][q]);
-            sum[key][q] = fmaf(w1, share_relu ? x[1] + fabsf(x[1]) : relu(x[1]), sum[key][q]);
-          };
+          const auto add = [&](const float* x, float w0, float w1) { sum[key][q] = add_weighted<Element>(sum[key][q], x, w0, w1); };
           add(accumulator + block * 4 + key * 2, of.x, of.y);
           add(accumulator + block * 4 + 4 + key * 2, of.z, of.w);
         }
       }
-  }
-
-  /// One of two sums for itself, the other for the neighbour, who does the reverse.
-  __device__ static float trade(bool upper, float low, float high, int distance) {
-    const float keep = upper ? high : low, give = upper ? low : high;
-    return keep + __shfl_xor_sync(0xffffffffu, give, distance);
   }
 
   /// The scales of this thread's two keys; 1 where there are none.
