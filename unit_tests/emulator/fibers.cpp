@@ -120,7 +120,7 @@ void start(int threads, int teams, int scratch_bytes) {
   machine.fruitless = 0;
   machine.memory    = memory_of(teams);
   failure.clear();
-  if (threads % 128 != 0 || scratch_bytes > 227 * 1024) fail("a launch of ", threads, " threads, ", scratch_bytes, " bytes");
+  if (threads % 32 != 0 || scratch_bytes > 227 * 1024) fail("a launch of ", threads, " threads, ", scratch_bytes, " bytes");
   std::size_t fibers = 0;
   for (int t = 0; t < teams; ++t) {
     auto team    = std::make_unique<Team>();

@@ -11,10 +11,11 @@
 
 namespace Tributary::Impl::SM90 {
 
-/// How a call is cut, and its part of the workspace.  A tile of queries goes to `splits` teams, each with a part of the keys.
+/// How a call is cut, and its part of the workspace.  A tile of queries goes to `splits` teams, which share its key tiles out among
+/// themselves as they go.
 struct DecodePlan {
-  std::int32_t columns;    // query heads that a warpgroup multiplies at once: 64, 128 or 256
-  std::int32_t groups;     // of so many columns, in a tile of queries: 1 or 2
+  std::int32_t columns;    // query heads that a warpgroup multiplies at once: 64 or 128
+  std::int32_t groups;     // of so many columns, in a tile of queries: 1, 2 or 4
   std::int32_t tile_rows;  // queries of a tile
   std::int64_t tiles;      // of queries, in each batch entry
   std::int32_t splits;
@@ -24,28 +25,37 @@ struct DecodePlan {
   // [batch][tiles][tile_rows]
   float* scores;      // [...][score_row]: of the keys in the hull of the tile's legal ones
   Entry* candidates;  // [...][list_capacity]
-  // Zero before the kernel starts.
+  // Zero before the kernel starts:
   std::uint32_t* zeros;
   std::int64_t   zero_count;
-  std::uint32_t* histogram;           // [...][bins]: of the scores of each part's first tiles
-  std::uint32_t* listed;              // [...]: candidates of a row, also those beyond the list's capacity
-  std::uint32_t* owner;               // [...]: what has become of the team that is to select the row
-  std::int32_t * counted, *finished;  // [batch][tiles]: parts whose scores are counted; which have listed their candidates
+  std::uint32_t* histogram;  // [...][bins]: of the scores of the first key tiles
+  std::uint32_t* listed;     // [...]: candidates of a row, also those beyond the list's capacity
+  std::uint32_t* owner;      // [...]: what has become of the team that is to select the row
+  std::int32_t * next, *counted, *finished;  // [batch][tiles]: key tiles that are taken; teams whose scores are counted; that have ended
 
   std::int64_t rows(std::int64_t batch) const { return batch * tiles * tile_rows; }
 };
+
+/// Key tiles that a team can have: the others' share, too, where a chip is half in use.
+inline constexpr int most_decode_tiles = 1024;
 
 /// What the scores of a call may take of the workspace: little enough that they are still in the second-level cache (50 MB) when they are
 /// read again.
 inline constexpr std::int64_t most_score_bytes = 32 << 20;
 
-/// Columns and groups of a tile of queries, and how many tiles a batch entry has.
-inline void shape_decode(DecodePlan& plan, const IndexerProblem& problem) {
+/// The cut of a call, without its workspace.
+template <class Exec>
+DecodePlan shape_decode(const Exec& exec, const IndexerProblem& problem) {
+  DecodePlan         plan{};
   const std::int64_t heads = problem.heads * std::max<std::int64_t>(1, problem.queries);
-  plan.columns             = heads <= 64 ? 64 : heads <= 128 ? 128 : 256;
-  plan.groups              = heads <= 256 ? 1 : 2;
+  plan.columns             = heads <= 64 ? 64 : 128;
+  plan.groups              = heads <= 128 ? 1 : heads <= 256 ? 2 : 4;
   plan.tile_rows           = plan.groups * plan.columns / problem.heads;
   plan.tiles               = (problem.queries + plan.tile_rows - 1) / plan.tile_rows;
+  plan.score_row           = (problem.keys + 3) / 4 * 4;
+  const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount;
+  plan.splits                   = static_cast<std::int32_t>(std::max<std::int64_t>(1, processors / std::max<std::int64_t>(1, problem.batch * plan.tiles)));
+  return plan;
 }
 
 /// Whether a call is one of few queries; else its keys are selected by the fused kernel.
@@ -56,10 +66,9 @@ inline void shape_decode(DecodePlan& plan, const IndexerProblem& problem) {
 /// \param key_splits  of the options: a call that names a number of parts gets the fused kernel in these
 template <class Exec>
 bool has_few_queries(const Exec& exec, const IndexerProblem& problem, std::int64_t key_splits) {
-  DecodePlan plan{};
-  shape_decode(plan, problem);
-  if (key_splits != 0 || problem.batch * plan.tiles > exec.cuda_device_prop().multiProcessorCount / 2) return false;
-  return plan.rows(problem.batch) * 4 * ((problem.keys + 3) / 4 * 4) <= most_score_bytes;
+  const DecodePlan plan = shape_decode(exec, problem);
+  return key_splits == 0 && problem.batch * plan.tiles <= exec.cuda_device_prop().multiProcessorCount / 2 && plan.rows(problem.batch) * 4 * plan.score_row <= most_score_bytes &&
+         problem.keys <= std::int64_t{64} * most_decode_tiles * plan.splits;
 }
 
 template <class Exec>

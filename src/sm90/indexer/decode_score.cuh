@@ -17,11 +17,11 @@ struct DecodeScoring {
   using Accumulator = float[Columns / 2];
   using Sums        = float[2][halves];  // this thread's part, for its two keys; with 64 heads every second one is a whole sum
 
-  const float4 (&weights)[256 / 16][4];
+  const float4 (&weights)[128 / 16][4];
   const bool heads64;
 
   /// Zero for rows past the last.  A thread brings two; a barrier of the warpgroup comes before they are used.
-  __device__ static void share_weights(float4 (&to)[256 / 16][4], const IndexerProblem& problem, std::int64_t batch, std::int64_t first_row,
+  __device__ static void share_weights(float4 (&to)[128 / 16][4], const IndexerProblem& problem, std::int64_t batch, std::int64_t first_row,
                                        int thread) {
     const int block = thread / 4, lane = thread % 4, column = block * 8 + lane * 2, head = column % problem.heads;
     if (column >= Columns) return;

@@ -4,16 +4,16 @@
 #include "sm90/ptx/global.cuh"
 #include "sm90/topk/output.cuh"
 
-// Selection.  The teams of a tile of queries count the scores of the first part of their keys and add their counts up while they multiply
-// the rest.  Scores in the best bins, as few as together hold k of those counted, are a row's candidates: each team lists its own, and one
-// of the teams sorts the row's list.  A count that comes late only makes more candidates, so no team has to wait for another one that might
-// not have started: what is counted at a time will do.  Where the list does not hold all candidates the row's stored scores are read
-// instead.
+// Selection.  The teams of a tile of queries count the scores of the first key tiles and add their counts up while they multiply the rest.
+// Scores in the best bins, as few as together hold k of those counted, are a row's candidates.  Once a team knows the bins its math warps list
+// the candidates among the scores that they make, and what they made before is looked through by the counting warp.  At the end one of the
+// teams sorts the row's list.  A count that comes late only makes more candidates, so no team has to wait for another one that might not have
+// started: what is counted at a time will do.  Where the list does not hold all candidates the row's stored scores are read instead.
 
 namespace Tributary::Impl::SM90 {
 
 /// Bins for a row from the scores of a sample, NaN where a key is not legal; a warp.
-__device__ inline DecodeBins place_bins(const float (&sample)[decode::keys], int lane) {
+__device__ inline DecodeBins place_bins(const DecodeSample& sample, int lane) {
   const float    own[2]  = {sample[lane], sample[lane + 32]};
   const auto     finite  = [](float score) { return fabsf(score) <= 3.402823466e38f; };
   const auto     image   = [&](float score) { return finite(score) ? sortable(score) : 0u; };
@@ -68,158 +68,183 @@ __device__ inline int least_bin(const std::uint32_t* histogram, std::int64_t wan
   return max(0, __reduce_max_sync(0xffffffffu, found));
 }
 
-/// Adds the team's counts to those of the others and finds the rows' least bins; a warp.
-__device__ inline void count_scores(const DecodeCall& call, const KeyPart& part, DecodeState& state, unsigned char* scratch, int lane) {
+/// A candidate of a row, to the team's list or, where it is full, to the row's.
+__device__ inline void list_candidate(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int row,
+                                      Entry entry) {
+  auto* const list  = reinterpret_cast<Entry*>(scratch + call.scratch.list);
+  const int   place = atomicAdd(&state.listed[row], 1);
+  if (place < call.scratch.list_room) {
+    list[row * call.scratch.list_room + place] = entry;
+    return;
+  }
+  const std::int64_t  number  = tile.row_number(call, row);
+  const std::uint32_t in_rows = atomicAdd(call.plan.listed + number, 1u);
+  if (in_rows < static_cast<std::uint32_t>(call.plan.list_capacity)) call.plan.candidates[number * call.plan.list_capacity + in_rows] = entry;
+}
+
+/// Lists the candidates among the scores that were made before their warps listed them, a few tiles at a time; any warp.
+__device__ inline void list_earlier(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int lane) {
+  constexpr int at_once = 4;  // tiles whose scores are on their way
+  ptx::mbarrier_wait(&state.chosen, 0);
+  ptx::mbarrier_wait(&state.switched, 0);
+  const int until = __reduce_max_sync(0xffffffffu, lane < decode::math_warps ? state.first_listed[lane] : 0);
+  const int tiles = until == 0x7fffffff ? state.tile_count : until - 1;
+  const int rows = tile.rows(call), groups = call.plan.groups, rows_of_group = call.plan.tile_rows / groups;
+  for (;;) {
+    int first = 0;
+    if (lane == 0) first = atomicAdd(&state.claimed, at_once);
+    first = __shfl_sync(0xffffffffu, first, 0);
+    if (first >= tiles) return;
+    for (int row = 0; row < rows; ++row) {
+      const float* const scores = call.plan.scores + tile.row_number(call, row) * call.plan.score_row;
+      float2             own[at_once];
+      std::int32_t       offset[at_once];  // in the hull, of this lane's two keys
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        const int index = first + i + 1;
+        offset[i]       = 0x7fffffff;
+        if (index > tiles) continue;
+        const int warpgroup = index % (decode::math_groups / groups) * groups + row / rows_of_group;
+        if (index >= state.first_listed[warpgroup * 4 + lane / 8]) continue;
+        offset[i] = state.tiles[index - 1] * decode::keys + lane * 2;
+        own[i]    = __ldcg(reinterpret_cast<const float2*>(scores + offset[i]));
+      }
+      const RowKeys    keys  = state.rows[row];
+      const DecodeBins bin   = state.row_bins[row];
+      const int        least = state.least_bin[row];
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        if (offset[i] == 0x7fffffff) continue;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float        score = j == 0 ? own[i].x : own[i].y;
+          const std::int32_t key   = tile.hull_begin + offset[i] + j;
+          if (keys.begin <= key && key < keys.end && bin(score) >= least)
+            list_candidate(call, tile, state, scratch, row, make_entry(sortable(score), static_cast<std::uint32_t>(key - keys.first_key)));
+        }
+      }
+    }
+  }
+}
+
+/// Adds the team's counts to those of the others and finds the rows' least bins.  Each of the counting warps has every third row.
+__device__ inline void count_scores(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int warp,
+                                    int lane) {
   const DecodePlan& plan = call.plan;
-  const int         rows = min(plan.tile_rows, static_cast<int>(call.problem.queries) - part.first_row);
+  const int         rows = tile.rows(call);
   const auto* const own  = reinterpret_cast<const std::uint32_t*>(scratch + call.scratch.histogram);
-  auto* const       all  = plan.histogram + static_cast<std::int64_t>(part.tile) * plan.tile_rows * decode::bins;
+  auto* const       all  = plan.histogram + tile.row_number(call, 0) * decode::bins;
   ptx::mbarrier_wait(&state.counted, 0);
+  for (int row = warp; row < rows; row += decode::count_warps)
 #pragma unroll 4
-  for (int i = lane; i < rows * decode::bins; i += 32)
-    if (own[i] != 0) atomicAdd(all + i, own[i]);
-  __threadfence();
+    for (int i = row * decode::bins + lane; i < (row + 1) * decode::bins; i += 32)
+      if (own[i] != 0) atomicAdd(all + i, own[i]);
   __syncwarp();
   if (lane == 0) {
-    atomicAdd(plan.counted + part.tile, 1);
+    __threadfence();
+    atomicAdd(plan.counted + tile.number, 1);
     // Not for ever: teams that have not started may be waiting for this one's place.
-    for (int i = 0; i < 100 && ptx::ld_acquire(plan.counted + part.tile) < plan.splits; ++i) {
+    for (int i = 0; i < 100 && ptx::ld_acquire(plan.counted + tile.number) < plan.splits * decode::count_warps; ++i) {
     }
   }
   __syncwarp();
-  for (int row = 0; row < rows; ++row) {
+  for (int row = warp; row < rows; row += decode::count_warps) {
     const int bin = least_bin(all + row * decode::bins, call.output.top_k, lane);
     if (lane == 0) state.least_bin[row] = bin;
   }
+  if (lane == 0) {
+    __threadfence_block();
+    atomicAdd(&state.is_chosen, 1);
+    ptx::mbarrier_arrive(&state.chosen);
+  }
   __syncwarp();
-  if (lane == 0) ptx::mbarrier_arrive(&state.chosen);
 }
 
-/// The math warps' part of the selection.
+/// The math warps' part of the selection, at the end.
 struct DecodeSelection {
   using Pool = Candidates<decode::math_threads, 1024>;
   using Team = typename Pool::Team;
 
   const DecodeCall& call;
-  const KeyPart&    part;
+  const DecodeTile& tile;
   DecodeState&      state;
   unsigned char*    scratch;
 
-  __device__ int rows() const { return min(call.plan.tile_rows, static_cast<int>(call.problem.queries) - part.first_row); }
-  __device__ std::int64_t row_number(int row) const { return static_cast<std::int64_t>(part.tile) * call.plan.tile_rows + row; }
-
-  /// Lists the part's candidates: first in shared memory, where keys and queries were, then, in one piece a row, for the team that is to
-  /// select.  Starts after a barrier; ends with one.
-  __device__ void list_candidates() const {
-    const int          thread = Team::rank(), count = rows();
-    const int          room   = call.scratch.scores / static_cast<int>(sizeof(Entry)) / count;
-    auto*              own    = reinterpret_cast<Entry*>(scratch);
-    const int          length = part.end - part.begin, fours = (length + 3) / 4;
-    const float* const near = reinterpret_cast<const float*>(scratch + call.scratch.scores);
-    for (int row = 0; row < count; ++row) {
-      const RowKeys    keys  = state.rows[row];
-      const DecodeBins bin   = state.row_bins[row];
-      const int        least = state.least_bin[row];
-      const float*     far   = call.plan.scores + row_number(row) * call.plan.score_row + (part.begin - part.hull_begin);
-#pragma unroll 4
-      for (int i = thread; i < fours; i += decode::math_threads) {
-        const float4 four     = call.scratch.score_row != 0 ? reinterpret_cast<const float4*>(near + row * call.scratch.score_row)[i]
-                                                            : __ldcg(reinterpret_cast<const float4*>(far) + i);
-        const float  score[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const std::int32_t key = part.begin + i * 4 + j;
-          if (key < part.end && keys.begin <= key && key < keys.end && bin(score[j]) >= least) {
-            const int place = atomicAdd(&state.listed[row], 1);
-            if (place < room) own[row * room + place] = make_entry(sortable(score[j]), static_cast<std::uint32_t>(key - keys.first_key));
-          }
-        }
-      }
-    }
+  /// Hands the team's candidates over to the row's list, in one piece a row.  Starts after a barrier; ends with one.
+  __device__ void hand_over() const {
+    const int thread = Team::rank(), count = tile.rows(call), room = call.scratch.list_room, capacity = call.plan.list_capacity;
+    if (thread < count)
+      state.place[thread] = static_cast<int>(
+          atomicAdd(call.plan.listed + tile.row_number(call, thread), static_cast<std::uint32_t>(min(state.listed[thread], room))));
     Team::sync();
-    if (thread < count) {
-      const int listed = state.listed[thread];
-      // Those beyond the room are lost: more than any list holds.
-      state.place[thread] = static_cast<int>(atomicAdd(call.plan.listed + row_number(thread),
-                                                       static_cast<std::uint32_t>(listed <= room ? listed : call.plan.list_capacity + 1)));
+    if (const int row = Team::warp(); row < count) {
+      const int          listed = min(state.listed[row], room), place = state.place[row];
+      const Entry* const own = reinterpret_cast<const Entry*>(scratch + call.scratch.list) + row * room;
+      Entry* const       to  = call.plan.candidates + tile.row_number(call, row) * capacity;
+      for (int i = Team::lane(); i < listed && place + i < capacity; i += 32) to[place + i] = own[i];
     }
-    Team::sync();
-    for (int row = 0; row < count; ++row) {
-      const int    listed = min(state.listed[row], room), place = state.place[row];
-      Entry* const to = call.plan.candidates + row_number(row) * call.plan.list_capacity;
-      for (int i = thread; i < listed && place + i < call.plan.list_capacity; i += decode::math_threads)
-        to[place + i] = own[row * room + i];
-    }
-    __threadfence();
     Team::sync();
   }
 
   /// Finds the rows that this team is to select, and selects.  A tile's only row is its last team's.  Several rows are shared out to the
   /// teams, which wait for the last one; whoever has waited for too long leaves its rows to it.
   __device__ void select_rows() const {
-    const int           thread = Team::rank(), count = rows(), splits = call.plan.splits;
-    std::int32_t* const finished = call.plan.finished + part.tile;
-    if (thread == 0) state.ticket = atomicAdd(finished, 1);
+    const int count = tile.rows(call), splits = call.plan.splits;
+    if (Team::rank() == 0) {
+      __threadfence();
+      state.ticket = atomicAdd(call.plan.finished + tile.number, 1);
+    }
     Team::sync();
     const bool last = state.ticket + 1 == splits;
-    __threadfence();
-    if (count == 1) {
-      if (last) select(0);
-      return;
-    }
-    for (int row = part.split; row < count; row += splits) select_own(row);
-    if (last)
-      for (int row = 0; row < count; ++row)
-        if (row % splits != part.split) select_left(row);
+    // First the team's own rows, then, by the last one, those that were left.
+    for (int pass = 0; pass < (last ? 2 : 1); ++pass)
+      for (int row = 0; row < count; ++row) {
+        const bool own = count == 1 ? last : row % splits == tile.split;
+        if (own != (pass == 0)) continue;
+        Team::sync();  // the last row is done, and its answer has been read
+        if (Team::rank() == 0) {
+          state.ticket = (count == 1 || (own ? wait_for_all(row) : was_left(row))) ? 1 : 0;
+          __threadfence();
+        }
+        Team::sync();
+        if (state.ticket != 0) select(row);
+      }
   }
 
  private:
-  static constexpr auto waiting = static_cast<std::uint32_t>(Owner::waiting), gone = static_cast<std::uint32_t>(Owner::gone),
-                        bound = static_cast<std::uint32_t>(Owner::bound);
+  enum Owner : std::uint32_t { waiting = 0, gone = 1, bound = 2 };
 
-  /// One of this team's rows, once all teams have listed their candidates.
-  __device__ void select_own(int row) const {
-    const std::int32_t* const finished = call.plan.finished + part.tile;
+  /// Whether the team still selects its row once all teams have ended; asked by one thread.
+  __device__ bool wait_for_all(int row) const {
+    const std::int32_t* const finished = call.plan.finished + tile.number;
     const auto                done     = [&] { return ptx::ld_acquire(finished) == call.plan.splits; };
-    select_if(row, [&] {
-      for (int i = 0; i < 1000; ++i)
-        if (done()) return true;
-      if (atomicCAS(call.plan.owner + row_number(row), waiting, gone) == waiting) return false;
-      while (!done()) {
-      }
-      return true;
-    });
+    for (int i = 0; i < 1000; ++i)
+      if (done()) return true;
+    if (atomicCAS(call.plan.owner + tile.row_number(call, row), std::uint32_t{waiting}, std::uint32_t{gone}) == waiting) return false;
+    while (!done()) {
+    }
+    return true;
   }
-  /// Another team's row, by the last one.
-  __device__ void select_left(int row) const {
-    select_if(row, [&] { return atomicCAS(call.plan.owner + row_number(row), waiting, bound) == gone; });
-  }
-
-  /// \param condition  asked by one thread
-  template <class Condition>
-  __device__ void select_if(int row, const Condition& condition) const {
-    Team::sync();  // the last row is done, and its answer has been read
-    if (Team::rank() == 0) state.ticket = condition() ? 1 : 0;
-    Team::sync();
-    __threadfence();
-    if (state.ticket != 0) select(row);
+  /// Whether the last team has to select another one's row; otherwise that one must.
+  __device__ bool was_left(int row) const {
+    return atomicCAS(call.plan.owner + tile.row_number(call, row), std::uint32_t{waiting}, std::uint32_t{bound}) == gone;
   }
 
   __device__ void select(int row) const {
     const DecodePlan&  plan   = call.plan;
-    const std::int64_t number = row_number(row);
-    const auto         listed = static_cast<std::int32_t>(__ldcg(plan.listed + number));
+    const std::int64_t number = tile.row_number(call, row);
+    const auto         listed = static_cast<std::int64_t>(__ldcg(plan.listed + number));
     Pool               pool(scratch, plan.keep, plan.keep + plan.keep / 4, plan.pool_capacity);
     if (listed <= plan.list_capacity) {
       const Entry* const list = plan.candidates + number * plan.list_capacity;
-      offer<4>(pool, listed, [&](int i) { return __ldcg(list + i); });
+      offer<4>(pool, static_cast<int>(listed), [&](int i) { return __ldcg(list + i); });
     } else {
       const RowKeys      keys   = state.rows[row];
-      const float* const scores = plan.scores + number * plan.score_row + (keys.begin - part.hull_begin);
+      const float* const scores = plan.scores + number * plan.score_row + (keys.begin - tile.hull_begin);
       const auto         first  = static_cast<std::uint32_t>(keys.begin - keys.first_key);
-      offer<16>(pool, keys.end - keys.begin, [&](int i) { return make_entry(sortable(__ldcg(scores + i)), first + i); });
+      offer<8>(pool, keys.end - keys.begin, [&](int i) { return make_entry(sortable(__ldcg(scores + i)), first + i); });
     }
-    write_row(pool, plan.keep, call.output, part.batch, part.first_row + row);
+    write_row(pool, plan.keep, call.output, tile.batch, tile.first_row + row);
   }
 
   template <int Each, class EntryAt>

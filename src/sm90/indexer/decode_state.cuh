@@ -12,24 +12,28 @@ namespace Tributary::Impl::SM90 {
 
 namespace decode {
 
-// Warps of a team: two warpgroups multiply, of a third one two warps load, one counts, one ends at once.
-constexpr int math_warps = 8, math_threads = 32 * math_warps, team_warps = 12, team_threads = 32 * team_warps;
-constexpr int load_warp = 8, load_threads = 64, count_warp = 10;
-constexpr int math_registers = 224, other_registers = 56;  // 2 x 224 + 56 = 3 x 168
+// Warps of a team: four warpgroups multiply; of a fifth one a warp loads and the others count.
+constexpr int math_groups = 4, math_warps = 4 * math_groups, math_threads = 32 * math_warps;
+constexpr int load_warp = math_warps, first_count_warp = math_warps + 1, count_warps = 3, count_threads = 32 * count_warps;
+constexpr int team_warps = math_warps + 4, team_threads = 32 * team_warps;
+constexpr int math_registers = 104, other_registers = 64;  // 640 threads start with 96: 4 x 104 + 64 = 5 x 96
 
 constexpr int keys        = 64;   // of a tile: wgmma's M
 constexpr int panel_bytes = 128;  // of a row of keys or queries; rows of 64 bytes fill half
-constexpr int most_rows   = 16;
-constexpr int most_stages = 16;
+constexpr int most_rows   = 16;   // of a tile of queries
+constexpr int most_stages = 12;
 constexpr int bins        = 512;
+
+// Named barriers; 0 is the selection's.
+constexpr int ready_barrier = 1, math_barrier = 2, group_barrier = 3;
 
 }  // namespace decode
 
-/// Where a team's scratch has what, in bytes; it follows from the plan.
+/// Where a team's scratch has what, in bytes; it follows from the plan.  Queries come first.
 struct DecodeScratch {
   std::int32_t stages;  // key tiles in flight
-  std::int32_t keys, scores, histogram, state, end;
-  std::int32_t score_row;  // floats of a row of the part's scores; 0: they do not fit and are read from the workspace
+  std::int32_t keys, list, histogram, state, end;
+  std::int32_t list_room;  // candidates of a row; before there are any, the sample's scores lie there
 };
 
 /// One launch of the kernel.
@@ -39,9 +43,6 @@ struct DecodeCall {
   DecodeScratch  scratch;
   TopkOutput     output;
 };
-
-/// What became of the team that is to select a row.
-enum class Owner : std::uint32_t { waiting = 0, gone = 1, bound = 2 };
 
 /// Bins of a row's scores: 128 linear ones between the median of a sample and one of its best, then 32 for every doubling of the distance
 /// from the median.  They suit whatever scale and place the scores have; a bin number never falls as the score rises, which is all that
@@ -58,56 +59,76 @@ struct DecodeBins {
   }
 };
 
+/// Scores of a sample of keys.
+using DecodeSample = float[decode::keys];
+
 /// What the warps of a team share.
 struct DecodeState {
   std::uint64_t keys_full[decode::most_stages], keys_empty[decode::most_stages];
-  std::uint64_t bins_placed[2];  // by each warpgroup
-  std::uint64_t counted;         // the first tiles' scores are in the histogram
-  std::uint64_t chosen;          // the rows' least bins are known
-  float4        weights[2][256 / 16][4];
+  std::uint64_t bins_placed[decode::math_groups];  // by the warpgroups that have the sample
+  std::uint64_t counted;   // what is to be counted of the team's scores is in the histogram
+  std::uint64_t chosen;    // the rows' least bins are known
+  std::uint64_t switched;  // each math warp lists the candidates of its tiles, or is done with them
+  float4        weights[decode::math_groups][128 / 16][4];
   float         key_scales[decode::most_stages][decode::keys];
   RowKeys       rows[decode::most_rows];
   DecodeBins    row_bins[decode::most_rows];
   std::int32_t  least_bin[decode::most_rows];
   std::int32_t  listed[decode::most_rows], place[decode::most_rows];
-  float         sample[decode::most_rows][decode::keys];
+  std::int32_t  stage_tile[decode::most_stages];  // its number among all key tiles; -1: there are no more
+  std::int32_t  tiles[most_decode_tiles];         // that the team has had, in their order
+  std::int32_t  tile_count, claimed;
+  std::int32_t  first_listed[decode::math_warps];  // each math warp lists candidates from the team's so-manyth tile on
+  std::int32_t  is_chosen;
   std::int32_t  ticket;
 };
 
-/// The part of the keys that a team has, as rows of the key tensor.
-struct KeyPart {
-  std::int32_t hull_begin, hull_end;  // of all legal keys of the tile of queries
-  std::int32_t begin, end;
-  std::int32_t tiles, counted_tiles;
-  std::int32_t batch, tile, split;  // tile: of all batch entries
-  std::int32_t first_row;           // query of the batch entry
+/// A team's tile of queries, and the keys that its rows may see.
+struct DecodeTile {
+  std::int32_t number, split;      // of all batch entries' tiles; of the tile's teams
+  std::int32_t batch, first_row;   // query of the batch entry
+  std::int32_t hull_begin, hull_end;  // rows of the key tensor
+  std::int32_t key_tiles, counted_tiles;
 
   /// Every warp works it out for itself.
-  __device__ KeyPart(const DecodeCall& call, int team, int lane, RowKeys& own_row) {
+  __device__ DecodeTile(const DecodeCall& call, int team, int lane, RowKeys& own_row) {
     const DecodePlan& plan = call.plan;
-    split                  = team % plan.splits;
-    tile                   = team / plan.splits;
-    batch                  = tile / static_cast<std::int32_t>(plan.tiles);
-    first_row              = tile % static_cast<std::int32_t>(plan.tiles) * plan.tile_rows;
-    own_row                = RowKeys{0, 0, 0};
+    const auto        tiles = static_cast<std::int32_t>(plan.tiles);
+    number    = team / plan.splits;
+    split     = team - number * plan.splits;
+    batch     = number / tiles;
+    first_row = (number - batch * tiles) * plan.tile_rows;
+    own_row   = RowKeys{0, 0, 0};
     if (lane < plan.tile_rows) own_row = row_keys(call.problem, batch, first_row + lane);
     const bool some = own_row.begin < own_row.end;
     hull_begin      = __reduce_min_sync(0xffffffffu, some ? own_row.begin : 0x7fffffff);
     hull_end        = __reduce_max_sync(0xffffffffu, some ? own_row.end : 0);
     if (hull_begin >= hull_end) hull_begin = hull_end = 0;
-    const std::int64_t all = hull_end - hull_begin;
-    begin                  = hull_begin + (static_cast<std::int32_t>(all * split / plan.splits) & ~3);
-    end   = split + 1 == plan.splits ? hull_end : hull_begin + (static_cast<std::int32_t>(all * (split + 1) / plan.splits) & ~3);
-    tiles = (end - begin + decode::keys - 1) / decode::keys;
-    // What is counted early must be joined with the other teams' counts while the rest is multiplied.
-    const int rest = plan.groups == 1 ? 7 : 8;
-    counted_tiles  = tiles <= 1 ? tiles : max(tiles / 2, tiles - rest);
+    key_tiles = (hull_end - hull_begin + decode::keys - 1) / decode::keys;
+    // What is counted must be joined with the other teams' counts, and the candidates among it found, while the rest is multiplied.
+    counted_tiles = key_tiles - key_tiles * 3 / 8;
   }
+
+  __device__ int rows(const DecodeCall& call) const { return min(call.plan.tile_rows, static_cast<int>(call.problem.queries) - first_row); }
+  __device__ std::int64_t row_number(const DecodeCall& call, int row) const {
+    return static_cast<std::int64_t>(number) * call.plan.tile_rows + row;
+  }
+  __device__ std::int32_t first_key(std::int32_t key_tile) const { return hull_begin + key_tile * decode::keys; }
 
   /// The key that stands for the rest in place `i` of the sample.
   __device__ std::int32_t sample_key(int i) const {
     return hull_begin + static_cast<std::int32_t>(static_cast<std::int64_t>(hull_end - hull_begin) * (2 * i + 1) / (2 * decode::keys));
   }
+};
+
+/// Which of the math warpgroups has which queries and tiles: `groups` of columns, and every team's tile for each of them or for every
+/// second or fourth one.
+struct DecodeRole {
+  int columns_group;  // of the tile of queries
+  int first, step;    // of the team's tiles; 0 is the sample
+
+  __device__ DecodeRole(int groups, int warpgroup)
+      : columns_group(warpgroup % groups), first(warpgroup / groups), step(decode::math_groups / groups) {}
 };
 
 }  // namespace Tributary::Impl::SM90
