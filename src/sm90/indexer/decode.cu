@@ -248,8 +248,10 @@ DecodeScratch divide_scratch(const DecodePlan& plan) {
   const int step    = decode::math_groups / plan.groups;
   scratch.stages    = std::min((rest - least_list) / Row::tile_bytes / step * step, decode::most_stages);
   scratch.list      = scratch.keys + scratch.stages * Row::tile_bytes;
-  scratch.list_room = std::min(rest - scratch.stages * Row::tile_bytes, 16384) / 128 * 128 / static_cast<int>(sizeof(Entry)) / plan.tile_rows;
-  scratch.histogram = scratch.list + round_up(scratch.list_room * plan.tile_rows * static_cast<int>(sizeof(Entry)));
+  // A few rows have so few candidates that they go to the rows' lists one by one, and nothing is left to do at the end.
+  const int list_bytes = std::min((rest - scratch.stages * Row::tile_bytes) / 128 * 128, 16384);
+  scratch.list_room    = plan.groups == 1 ? 0 : list_bytes / static_cast<int>(sizeof(Entry)) / plan.tile_rows;
+  scratch.histogram    = scratch.list + list_bytes;
   scratch.state     = scratch.histogram + histogram_bytes;
   scratch.end       = scratch.state + state_bytes;
   return scratch;
@@ -279,7 +281,7 @@ DecodePlan plan_decode(const Exec& exec, const IndexerProblem& p, std::int64_t t
   const std::int64_t tiles = p.batch * plan.tiles, rows = plan.rows(p.batch);
   plan.keep   = static_cast<std::int32_t>(std::max<std::int64_t>(1, std::min(top_k, p.keys)));
   // Of scores in random order some 3/2 k become candidates; the more there is room for, the more crowded the bins may be.
-  const std::int64_t usual = plan.keep <= 1024 ? 4096 : 6144, share = (14 << 20) / 8 / std::max<std::int64_t>(rows, 1);
+  const std::int64_t usual = plan.keep <= 1024 ? 4096 : most_decode_candidates, share = (14 << 20) / 8 / std::max<std::int64_t>(rows, 1);
   plan.list_capacity = static_cast<std::int32_t>(std::clamp<std::int64_t>(share, plan.keep + plan.keep / 2 + 512, usual));
   plan.pool_capacity = std::max(pool_sizes(plan.keep, p.keys).capacity, plan.list_capacity);
   plan.scores        = layout.take<float>(rows * plan.score_row);

@@ -43,6 +43,9 @@ inline constexpr int most_decode_tiles = 1024;
 /// read again.
 inline constexpr std::int64_t most_score_bytes = 32 << 20;
 
+/// Candidates of a row that a list can hold.
+inline constexpr int most_decode_candidates = 6144;
+
 /// The cut of a call, without its workspace.
 template <class Exec>
 DecodePlan shape_decode(const Exec& exec, const IndexerProblem& problem) {

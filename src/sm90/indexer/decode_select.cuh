@@ -72,9 +72,9 @@ __device__ inline int least_bin(const std::uint32_t* histogram, std::int64_t wan
 __device__ inline void list_candidate(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int row,
                                       Entry entry) {
   auto* const list  = reinterpret_cast<Entry*>(scratch + call.scratch.list);
-  const int   place = atomicAdd(&state.listed[row], 1);
-  if (place < call.scratch.list_room) {
-    list[row * call.scratch.list_room + place] = entry;
+  const int   room  = call.scratch.list_room;
+  if (const int place = room == 0 ? 0 : atomicAdd(&state.listed[row], 1); place < room) {
+    list[row * room + place] = entry;
     return;
   }
   const std::int64_t  number  = tile.row_number(call, row);
@@ -170,8 +170,9 @@ struct DecodeSelection {
   DecodeState&      state;
   unsigned char*    scratch;
 
-  /// Hands the team's candidates over to the row's list, in one piece a row.  Starts after a barrier; ends with one.
+  /// Hands the team's candidates over to the row's list, in one piece a row.  Starts after a barrier, after which all is there.
   __device__ void hand_over() const {
+    if (call.scratch.list_room == 0) return;
     const int thread = Team::rank(), count = tile.rows(call), room = call.scratch.list_room, capacity = call.plan.list_capacity;
     if (thread < count)
       state.place[thread] = static_cast<int>(
@@ -234,9 +235,11 @@ struct DecodeSelection {
     const DecodePlan&  plan   = call.plan;
     const std::int64_t number = tile.row_number(call, row);
     const auto         listed = static_cast<std::int64_t>(__ldcg(plan.listed + number));
-    Pool               pool(scratch, plan.keep, plan.keep + plan.keep / 4, plan.pool_capacity);
-    if (listed <= plan.list_capacity) {
-      const Entry* const list = plan.candidates + number * plan.list_capacity;
+    const Entry* const list   = plan.candidates + number * plan.list_capacity;
+    const bool         is_all = listed <= plan.list_capacity;
+    if (is_all && call.output.order == TopkOrder::by_score && rank_list(row, list, static_cast<int>(listed))) return;
+    Pool pool(scratch, plan.keep, plan.keep + plan.keep / 4, plan.pool_capacity);
+    if (is_all) {
       offer<4>(pool, static_cast<int>(listed), [&](int i) { return __ldcg(list + i); });
     } else {
       const RowKeys      keys   = state.rows[row];
@@ -245,6 +248,63 @@ struct DecodeSelection {
       offer<8>(pool, keys.end - keys.begin, [&](int i) { return make_entry(sortable(__ldcg(scores + i)), first + i); });
     }
     write_row(pool, plan.keep, call.output, tile.batch, tile.first_row + row);
+  }
+
+  /// Writes the best of a list, ranked within bins; false if a bin holds too many for that.
+  __device__ bool rank_list(int row, const Entry* list, int listed) const {
+    constexpr int most_each = (most_decode_candidates + decode::math_threads - 1) / decode::math_threads, crowd = 256;
+    constexpr int bins_each = FineBins::count / decode::math_threads;
+    static_assert(bins_each == 4);
+    auto&          exchange = *reinterpret_cast<typename Team::Exchange*>(scratch);
+    int* const     counts   = reinterpret_cast<int*>(&exchange + 1);
+    int* const     offsets  = counts + FineBins::count;  // entries in better bins
+    Entry* const   sorted   = reinterpret_cast<Entry*>(offsets + FineBins::count);
+    const int      thread = Team::rank(), best_first = decode::math_threads - 1 - thread;  // bins in falling order
+    const FineBins fine_bin{state.row_bins[row]};
+    reinterpret_cast<int4*>(counts)[thread] = {0, 0, 0, 0};
+    Entry own[most_each];
+    int   bin[most_each], place[most_each];
+#pragma unroll
+    for (int i = 0; i < most_each; ++i)
+      if (const int at = i * decode::math_threads + thread; at < listed) own[i] = __ldcg(list + at);
+    Team::sync();
+#pragma unroll
+    for (int i = 0; i < most_each; ++i)
+      if (i * decode::math_threads + thread < listed) {
+        bin[i]   = fine_bin(score_of(own[i]));
+        place[i] = atomicAdd(counts + bin[i], 1);
+      }
+    Team::sync();
+    const int4 count  = reinterpret_cast<const int4*>(counts)[best_first];
+    const int  better = Team::exclusive_sum(exchange, count.x + count.y + count.z + count.w);
+    const int4 offset = {better + count.w + count.z + count.y, better + count.w + count.z, better + count.w, better};
+    const auto crowded = [&](int before, int inside) { return before < call.plan.keep && inside > crowd; };
+    reinterpret_cast<int4*>(offsets)[best_first] = offset;
+    if (Team::any(crowded(offset.x, count.x) || crowded(offset.y, count.y) || crowded(offset.z, count.z) || crowded(offset.w, count.w)))
+      return false;
+#pragma unroll
+    for (int i = 0; i < most_each; ++i)
+      if (i * decode::math_threads + thread < listed) sorted[offsets[bin[i]] + place[i]] = own[i];
+    Team::sync();
+    const TopkOutput&   output  = call.output;
+    std::int32_t* const indices = output.indices + tile.batch * output.index_strides[0] + (tile.first_row + row) * output.index_strides[1];
+    float* const        scores  = output.scores == nullptr ? nullptr
+                                                           : output.scores + tile.batch * output.score_strides[0] + (tile.first_row + row) * output.score_strides[1];
+    const auto put = [&](int rank, std::int32_t index, float score) {
+      indices[rank] = index;
+      if (scores != nullptr) scores[rank] = score;
+    };
+#pragma unroll
+    for (int i = 0; i < most_each; ++i)
+      if (i * decode::math_threads + thread < listed) {
+        const int begin = offsets[bin[i]], end = begin + counts[bin[i]];
+        int       rank  = begin;
+        if (begin >= output.top_k) continue;
+        for (int other = begin; other < end; ++other) rank += sorted[other] > own[i] ? 1 : 0;
+        if (rank < output.top_k) put(rank, index_of(own[i]), score_of(own[i]));
+      }
+    for (int i = listed + thread; i < output.top_k; i += decode::math_threads) put(i, -1, __uint_as_float(0xff800000u));
+    return true;
   }
 
   template <int Each, class EntryAt>

@@ -59,6 +59,20 @@ struct DecodeBins {
   }
 };
 
+/// The same, four times as fine: to rank a row's candidates.
+struct FineBins {
+  static constexpr int count = 4 * decode::bins;
+
+  DecodeBins bins;
+
+  __device__ int operator()(float score) const {
+    const float at     = __fmul_rn(__fsub_rn(score, bins.low), bins.scale);
+    const int   linear = max(0, __float2int_rz(at * 4.0f));
+    const int   beyond = min(512 + ((__float_as_int(at) - __float_as_int(128.0f)) >> 16), count - 1);
+    return at >= 128.0f ? beyond : min(linear, 511);
+  }
+};
+
 /// Scores of a sample of keys.
 using DecodeSample = float[decode::keys];
 

@@ -21,6 +21,9 @@ struct alignas(8) int2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
 struct alignas(16) uint4 {
   unsigned x = 0, y = 0, z = 0, w = 0;
 };
