@@ -275,6 +275,8 @@ std::string IndexerRun::run(Settings settings) {
   std::fill(indices_.begin(), indices_.end(), untouched);
   std::fill(scores_.begin(), scores_.end(), static_cast<float>(untouched));
   if (o_.few) {
+    settings.skips = true;  // of the first stage's first round, which is the sample's
+    set(settings);
     run_few();
     return wrong();
   }

@@ -4,6 +4,7 @@
 #include "sm90/indexer/decode_score.cuh"
 #include "sm90/indexer/decode_select.cuh"
 #include "sm90/launch.cuh"
+#include "sm90/tensor_map.hpp"
 
 // indexer_topk for few queries against many keys: one kernel, after one that zeroes its counters.
 //
@@ -47,36 +48,40 @@ class DecodeMath {
  private:
   __device__ void score_tiles() {
     const Scoring       scoring{state_.weights[warp_ / 4], call_.problem.heads == 64};
-    const std::uint64_t keys_descriptor = ptx::matrix_descriptor<decode::panel_bytes>(ptx::shared_address(scratch_ + call_.scratch.keys));
-    const std::uint64_t queries_descriptor = ptx::matrix_descriptor<decode::panel_bytes>(
-        ptx::shared_address(scratch_ + role_.columns_group * (Columns * Row::panels * decode::panel_bytes)));
-    int                            slot = role_.first, last = -1;  // the tile before
-    std::int32_t                   last_number = 0;
-    std::uint32_t                  round       = 0;
-    typename Scoring::Accumulator  accumulator;
-    typename Scoring::Sums         sum;
+    const std::uint64_t keys_descriptor = ptx::matrix_descriptor<Row::panel_bytes>(ptx::shared_address(scratch_ + call_.scratch.keys));
+    const std::uint64_t queries_descriptor =
+        ptx::matrix_descriptor<Row::panel_bytes>(ptx::shared_address(scratch_ + role_.columns_group * (Columns * Row::bytes)));
+    int                           slot      = role_.first;
+    std::uint32_t                 round     = 0;
+    bool                          is_sample = role_.first == 0 && tile_.key_tiles > 0;
+    typename Scoring::Accumulator accumulator;
+    typename Scoring::Sums        sum;
     for (int index = role_.first;; index += role_.step) {
-      ptx::mbarrier_wait(&state_.keys_full[slot], round);
-      const std::int32_t number = state_.stage_tile[slot];
+      if (is_sample) {
+        ptx::mbarrier_wait(&state_.sample_full, 0);
+        ptx::fence_proxy_async();
+      } else {
+        ptx::mbarrier_wait(&state_.keys_full[slot], round);
+      }
+      const std::int32_t number = is_sample ? 0 : state_.stage_tile[slot];
       if (number < 0) break;
-      ptx::fence_proxy_async();
       __syncwarp();
+      // Four warpgroups: while one adds up heads the others' products keep the tensor cores busy.
       Scoring::multiply(accumulator, keys_descriptor + slot * (Row::tile_bytes / 16), queries_descriptor);
-      if (last >= 0) finish_tile(scoring, sum, last, last_number);
-      if (!counted_ && index > 0 && number >= tile_.counted_tiles) arrive_counted();
-      last        = index;
-      last_number = number;
       if constexpr (Row::scaled)
         for (int i = 0; i < 2; ++i) scales_[i] = state_.key_scales[slot][key_of(i)];
-      __syncwarp();
       ptx::wgmma_wait_group<0>();
       ptx::pin(accumulator);
       if (lane_ == 0) ptx::mbarrier_arrive(&state_.keys_empty[slot]);
       scoring.sum_heads(accumulator, sum, lane_);
+      if (is_sample)
+        take_sample(scoring, sum);
+      else
+        finish_tile(scoring, sum, index, number);
+      is_sample = false;
       slot += role_.step;
       if (slot >= call_.scratch.stages) slot -= call_.scratch.stages, round ^= 1;
     }
-    if (last >= 0) finish_tile(scoring, sum, last, last_number);
     if (!counted_) arrive_counted();
   }
 
@@ -88,24 +93,34 @@ class DecodeMath {
 
   /// A tile's sums become scores.
   __device__ void finish_tile(const Scoring& scoring, const typename Scoring::Sums& sum, int index, std::int32_t number) {
-    if (index == 0) return take_sample(scoring, sum);
-    if (!placed_) {
-      ptx::mbarrier_wait(&state_.bins_placed[role_.columns_group], 0);
-      placed_ = true;
-      keys_   = state_.rows[row_];
-      bins_   = state_.row_bins[row_];
-    }
-    if (!listing_ && __any_sync(0xffffffffu, *const_cast<const volatile std::int32_t*>(&state_.is_chosen) == decode::count_warps)) {
-      __threadfence_block();
-      __syncwarp();  // not every lane has seen it
-      listing_ = true;
-      least_   = state_.least_bin[row_];
-      if (lane_ == 0) {
-        state_.first_listed[warp_] = index;
-        ptx::mbarrier_arrive(&state_.switched);
-      }
-    }
+    if (!placed_) place();
+    if (!counted_ && number >= tile_.counted_tiles) arrive_counted();
+    if (!listing_ && __any_sync(0xffffffffu, *const_cast<const volatile std::int32_t*>(&state_.is_chosen) == decode::count_warps))
+      list_from(index);
     store_scores(scoring, sum, number);
+  }
+
+  /// Learns the row's bins.
+  __device__ void place() {
+    ptx::mbarrier_wait(&state_.bins_placed[role_.columns_group], 0);
+    placed_            = true;
+    const RowKeys keys = state_.rows[row_];
+    bins_              = state_.row_bins[row_];
+    legal_begin_       = static_cast<unsigned>(keys.begin - tile_.hull_begin);
+    legal_count_       = static_cast<unsigned>(keys.end - keys.begin);
+    scores_            = call_.plan.scores + tile_.row_number(call_, row_) * call_.plan.score_row;
+    histogram_         = reinterpret_cast<std::uint32_t*>(scratch_ + call_.scratch.histogram) + row_ * decode::bins;
+  }
+
+  __device__ void list_from(int index) {
+    __threadfence_block();
+    __syncwarp();  // not every lane has seen it
+    listing_ = true;
+    least_   = state_.least_bin[row_];
+    if (lane_ == 0) {
+      state_.first_listed[warp_] = index;
+      ptx::mbarrier_arrive(&state_.switched);
+    }
   }
 
   /// The key, in its tile, of the first or the second of this lane's rows of the accumulator.
@@ -130,21 +145,23 @@ class DecodeMath {
   }
 
   __device__ void store_scores(const Scoring& scoring, const typename Scoring::Sums& sum, std::int32_t number) {
-    const std::int32_t first      = tile_.first_key(number);
-    const bool         is_counted = number < tile_.counted_tiles && !counted_;
-    float* const       to         = call_.plan.scores + tile_.row_number(call_, row_) * call_.plan.score_row;
-    auto* const histogram = reinterpret_cast<std::uint32_t*>(scratch_ + call_.scratch.histogram) + row_ * decode::bins;
+    const bool     is_counted = number < tile_.counted_tiles && !counted_;
+    const unsigned first = static_cast<unsigned>(number) * decode::keys, hull = static_cast<unsigned>(tile_.hull_end - tile_.hull_begin);
     scoring.for_each_score(sum, lane_, [&](int, int which, float score) {
-      const std::int32_t key = first + key_of(which);
-      if (key >= tile_.hull_end) return;
+      const unsigned at = first + key_of(which);  // in the hull
+      if (at >= hull) return;
       if constexpr (Row::scaled) score *= which == 0 ? scales_[0] : scales_[1];
-      to[key - tile_.hull_begin] = score;
-      if (key < keys_.begin || key >= keys_.end) return;
+      scores_[at] = score;
+      if (at - legal_begin_ >= legal_count_) return;
       const int bin = bins_(score);
-      if (is_counted) atomicAdd(histogram + bin, 1u);
-      if (listing_ && bin >= least_)
-        list_candidate(call_, tile_, state_, scratch_, row_, make_entry(sortable(score), static_cast<std::uint32_t>(key - keys_.first_key)));
+      if (is_counted) atomicAdd(histogram_ + bin, 1u);
+      if (bin >= least_) list(score, at);
     });
+  }
+
+  __device__ void list(float score, unsigned at) const {
+    const auto index = static_cast<std::uint32_t>(tile_.hull_begin - state_.rows[row_].first_key) + at;
+    list_candidate(call_, tile_, state_, scratch_, row_, make_entry(sortable(score), index));
   }
 
   const DecodeCall& call_;
@@ -154,11 +171,14 @@ class DecodeMath {
   const int         warp_, lane_;
   const DecodeRole  role_;
   int               first_row_, row_;  // of the warpgroup; the one that this lane has scores of
-  RowKeys           keys_;             // its row's, known once the bins are placed
-  DecodeBins        bins_;
-  int               least_;  // known once it lists
-  float             scales_[2] = {1.0f, 1.0f};
-  bool              placed_ = false, counted_ = false, listing_ = false;
+  // Of this row, known once the bins are placed.
+  DecodeBins     bins_;
+  unsigned       legal_begin_, legal_count_;  // keys, in the hull
+  float*         scores_;
+  std::uint32_t* histogram_;
+  int            least_     = decode::bins;  // from here up it lists
+  float          scales_[2] = {1.0f, 1.0f};
+  bool           placed_ = false, counted_ = false, listing_ = false;
 };
 
 template <class Row, int Columns>
@@ -206,9 +226,10 @@ struct DecodeFunctor {
 
   __device__ void initialise_ring(DecodeState& state) const {
     for (int i = 0; i < call.scratch.stages; ++i) {
-      ptx::mbarrier_init(&state.keys_full[i], 33);
+      ptx::mbarrier_init(&state.keys_full[i], Row::scaled ? 33 : 1);
       ptx::mbarrier_init(&state.keys_empty[i], 4 * call.plan.groups);
     }
+    ptx::mbarrier_init(&state.sample_full, 32);
     ptx::fence_mbarrier_init();
   }
 
@@ -230,9 +251,16 @@ struct DecodeFunctor {
   }
 };
 
-struct Zero {
-  std::uint32_t*       words;
-  KOKKOS_FUNCTION void operator()(std::int64_t i) const { words[i] = 0; }
+/// What the kernel needs in the workspace before it starts.
+struct Prepare {
+  CUtensorMap    map;
+  CUtensorMap*   to;
+  std::uint32_t* zeros;
+
+  KOKKOS_FUNCTION void operator()(std::int64_t i) const {
+    if (i == 0) *to = map;
+    zeros[i] = 0;
+  }
 };
 
 template <class Row, int Columns>
@@ -241,24 +269,30 @@ DecodeScratch divide_scratch(const DecodePlan& plan) {
   constexpr int budget          = (largest_scratch(decode::team_warps) - scratch_alignment) / 128 * 128;
   const int     histogram_bytes = plan.tile_rows * decode::bins * 4, state_bytes = round_up(sizeof(DecodeState));
   DecodeScratch scratch{};
-  scratch.keys      = plan.groups * Columns * Row::panels * decode::panel_bytes;
-  const int rest    = budget - scratch.keys - histogram_bytes - state_bytes;
+  scratch.keys             = plan.groups * Columns * Row::bytes;
+  const int     rest       = budget - scratch.keys - histogram_bytes - state_bytes;
   constexpr int least_list = decode::most_rows * static_cast<int>(sizeof(DecodeSample));
   // A warpgroup has every stage, or always the same ones.
-  const int step    = decode::math_groups / plan.groups;
-  scratch.stages    = std::min((rest - least_list) / Row::tile_bytes / step * step, decode::most_stages);
-  scratch.list      = scratch.keys + scratch.stages * Row::tile_bytes;
+  const int step = decode::math_groups / plan.groups;
+  scratch.stages = std::min((rest - least_list) / Row::tile_bytes / step * step, decode::most_stages);
+  scratch.list   = scratch.keys + scratch.stages * Row::tile_bytes;
   // A few rows have so few candidates that they go to the rows' lists one by one, and nothing is left to do at the end.
   const int list_bytes = std::min((rest - scratch.stages * Row::tile_bytes) / 128 * 128, 16384);
   scratch.list_room    = plan.groups == 1 ? 0 : list_bytes / static_cast<int>(sizeof(Entry)) / plan.tile_rows;
   scratch.histogram    = scratch.list + list_bytes;
-  scratch.state     = scratch.histogram + histogram_bytes;
-  scratch.end       = scratch.state + state_bytes;
+  scratch.state        = scratch.histogram + histogram_bytes;
+  scratch.end          = scratch.state + state_bytes;
   return scratch;
 }
 
 template <class Row, int Columns>
 void run(const Kokkos::Cuda& exec, const IndexerProblem& problem, const DecodePlan& plan, const TopkOutput& output) {
+  const CUtensorMap map = tensor_map<3>(problem.type, problem.keys > 0 ? problem.key : problem.query,
+                                        {.extents = {problem.head_dim, problem.keys, problem.batch},
+                                         .strides = {problem.key_strides[1], problem.key_strides[0]},
+                                         .box     = {Row::panel_dim, decode::keys, 1}});
+  Kokkos::parallel_for("Tributary::indexer_topk::hopper_decode_prepare", ElementPolicy<Kokkos::Cuda>(exec, 0, plan.zero_count),
+                       Prepare{map, static_cast<CUtensorMap*>(plan.map), plan.zeros});
   const DecodeCall call{problem, plan, divide_scratch<Row, Columns>(plan), output};
   launch_teams<decode::team_threads, 1>("Tributary::indexer_topk::hopper_decode", exec,
                                         static_cast<int>(problem.batch * plan.tiles * plan.splits), call.scratch.end,
@@ -279,11 +313,12 @@ template <class Exec>
 DecodePlan plan_decode(const Exec& exec, const IndexerProblem& p, std::int64_t top_k, WorkspaceLayout& layout) {
   DecodePlan         plan  = shape_decode(exec, p);
   const std::int64_t tiles = p.batch * plan.tiles, rows = plan.rows(p.batch);
-  plan.keep   = static_cast<std::int32_t>(std::max<std::int64_t>(1, std::min(top_k, p.keys)));
+  plan.keep = static_cast<std::int32_t>(std::max<std::int64_t>(1, std::min(top_k, p.keys)));
   // Of scores in random order some 3/2 k become candidates; the more there is room for, the more crowded the bins may be.
   const std::int64_t usual = plan.keep <= 1024 ? 4096 : most_decode_candidates, share = (14 << 20) / 8 / std::max<std::int64_t>(rows, 1);
   plan.list_capacity = static_cast<std::int32_t>(std::clamp<std::int64_t>(share, plan.keep + plan.keep / 2 + 512, usual));
   plan.pool_capacity = std::max(pool_sizes(plan.keep, p.keys).capacity, plan.list_capacity);
+  plan.map           = layout.take<CUtensorMap>(1);
   plan.scores        = layout.take<float>(rows * plan.score_row);
   plan.candidates    = layout.take<Entry>(rows * plan.list_capacity);
   plan.zero_count    = rows * (decode::bins + 2) + tiles * 3;
@@ -300,7 +335,6 @@ DecodePlan plan_decode(const Exec& exec, const IndexerProblem& p, std::int64_t t
 template <class Exec>
 void decode_topk(const Exec& exec, const IndexerProblem& problem, const DecodePlan& plan, const TopkOutput& output) {
   if (problem.batch * plan.tiles == 0) return;
-  Kokkos::parallel_for("Tributary::indexer_topk::hopper_decode_prepare", ElementPolicy<Exec>(exec, 0, plan.zero_count), Zero{plan.zeros});
   visit_element_type(problem.type, [&]<class Element>(std::type_identity<Element>) {
     if constexpr (!std::is_same_v<Element, float>) {
       if (problem.head_dim == 128)

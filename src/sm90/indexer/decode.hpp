@@ -22,15 +22,17 @@ struct DecodePlan {
   std::int32_t keep, list_capacity, pool_capacity;  // of a row's candidates, in device and in shared memory
   std::int64_t score_row;                           // floats from one row of stored scores to the next
 
+  void* map;  // of the keys, for the copy engine
+
   // [batch][tiles][tile_rows]
   float* scores;      // [...][score_row]: of the keys in the hull of the tile's legal ones
   Entry* candidates;  // [...][list_capacity]
   // Zero before the kernel starts:
   std::uint32_t* zeros;
   std::int64_t   zero_count;
-  std::uint32_t* histogram;  // [...][bins]: of the scores of the first key tiles
-  std::uint32_t* listed;     // [...]: candidates of a row, also those beyond the list's capacity
-  std::uint32_t* owner;      // [...]: what has become of the team that is to select the row
+  std::uint32_t* histogram;                  // [...][bins]: of the scores of the first key tiles
+  std::uint32_t* listed;                     // [...]: candidates of a row, also those beyond the list's capacity
+  std::uint32_t* owner;                      // [...]: what has become of the team that is to select the row
   std::int32_t * next, *counted, *finished;  // [batch][tiles]: key tiles that are taken; teams whose scores are counted; that have ended
 
   std::int64_t rows(std::int64_t batch) const { return batch * tiles * tile_rows; }
@@ -50,14 +52,14 @@ inline constexpr int most_decode_candidates = 6144;
 template <class Exec>
 DecodePlan shape_decode(const Exec& exec, const IndexerProblem& problem) {
   DecodePlan         plan{};
-  const std::int64_t heads = problem.heads * std::max<std::int64_t>(1, problem.queries);
-  plan.columns             = heads <= 64 ? 64 : 128;
-  plan.groups              = heads <= 128 ? 1 : heads <= 256 ? 2 : 4;
-  plan.tile_rows           = plan.groups * plan.columns / problem.heads;
-  plan.tiles               = (problem.queries + plan.tile_rows - 1) / plan.tile_rows;
-  plan.score_row           = (problem.keys + 3) / 4 * 4;
+  const std::int64_t heads      = problem.heads * std::max<std::int64_t>(1, problem.queries);
+  plan.columns                  = heads <= 64 ? 64 : 128;
+  plan.groups                   = heads <= 128 ? 1 : heads <= 256 ? 2 : 4;
+  plan.tile_rows                = plan.groups * plan.columns / problem.heads;
+  plan.tiles                    = (problem.queries + plan.tile_rows - 1) / plan.tile_rows;
+  plan.score_row                = (problem.keys + 3) / 4 * 4;
   const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount;
-  plan.splits                   = static_cast<std::int32_t>(std::max<std::int64_t>(1, processors / std::max<std::int64_t>(1, problem.batch * plan.tiles)));
+  plan.splits = static_cast<std::int32_t>(std::max<std::int64_t>(1, processors / std::max<std::int64_t>(1, problem.batch * plan.tiles)));
   return plan;
 }
 
@@ -70,7 +72,8 @@ DecodePlan shape_decode(const Exec& exec, const IndexerProblem& problem) {
 template <class Exec>
 bool has_few_queries(const Exec& exec, const IndexerProblem& problem, std::int64_t key_splits) {
   const DecodePlan plan = shape_decode(exec, problem);
-  return key_splits == 0 && problem.batch * plan.tiles <= exec.cuda_device_prop().multiProcessorCount / 2 && plan.rows(problem.batch) * 4 * plan.score_row <= most_score_bytes &&
+  return key_splits == 0 && problem.batch * plan.tiles <= exec.cuda_device_prop().multiProcessorCount / 2 &&
+         plan.rows(problem.batch) * 4 * plan.score_row <= most_score_bytes &&
          problem.keys <= std::int64_t{64} * most_decode_tiles * plan.splits;
 }
 

@@ -4,26 +4,31 @@
 #include "sm90/ptx/barrier.cuh"
 #include "sm90/ptx/cp_async.cuh"
 #include "sm90/ptx/mbarrier.cuh"
+#include "sm90/ptx/tma.cuh"
 
-// Loading: rows of keys and queries to shared memory as wgmma wants them, 16 bytes a lane: row r of a panel of 128 bytes a row has its
-// block b of 16 bytes in place b ^ (r % 8).  Ordinary copies, which need no tensor map that a kernel of its own would have to write first.
+// Loading.  Tiles of keys come by the copy engine.  Queries, and the keys of the sample, which lie apart, are copied 16 bytes a lane to
+// where the copy engine would put them: blocks of 16 bytes change places within a row as its number says.
 
 namespace Tributary::Impl::SM90 {
 
 template <class Element_, int HeadDim>
 struct DecodeRow {
-  using Element                = Element_;
-  static constexpr int  bytes  = HeadDim * static_cast<int>(sizeof(Element));
-  static constexpr int  blocks = bytes / 16;
-  static constexpr int  panels = (bytes + decode::panel_bytes - 1) / decode::panel_bytes;
-  static constexpr int  steps  = bytes / 32;  // of wgmma's k
-  static constexpr bool scaled = sizeof(Element) == 1;
+  using Element                     = Element_;
+  static constexpr int  bytes       = HeadDim * static_cast<int>(sizeof(Element));
+  static constexpr int  block_dim   = 16 / static_cast<int>(sizeof(Element));
+  static constexpr int  blocks      = bytes / 16;
+  static constexpr int  panel_bytes = bytes < 128 ? bytes : 128;  // what a swizzle spans
+  static constexpr int  panels = bytes / panel_bytes, panel_dim = HeadDim / panels;
+  static constexpr int  steps      = bytes / 32;  // of wgmma's k
+  static constexpr bool scaled     = sizeof(Element) == 1;
+  static constexpr int  tile_bytes = decode::keys * bytes;
 
   /// Where block `block` of row `row` lies in panels of so many rows.
   __device__ static constexpr int offset(int row, int block, int rows) {
-    return block / 8 * (rows * decode::panel_bytes) + row * decode::panel_bytes + ((block ^ row) & 7) * 16;
+    constexpr int in_panel = panel_bytes / 16;
+    const int     swap     = in_panel == 8 ? row & 7 : (row >> 1) & 3;
+    return block / in_panel * (rows * panel_bytes) + row * panel_bytes + ((block % in_panel) ^ swap) * 16;
   }
-  static constexpr int tile_bytes = panels * decode::keys * decode::panel_bytes;
 };
 
 /// The queries of the tile, by the math warps' threads; heads beyond the last query are zeros.  Asked for, not waited for.
@@ -37,100 +42,117 @@ __device__ void load_queries(const DecodeCall& call, const DecodeTile& tile, uns
     const int          column = i / Row::blocks, block = i % Row::blocks, head = column & (p.heads - 1);
     const std::int64_t row  = tile.first_row + (column >> heads);
     const bool         real = row < p.queries;
-    const auto* const  at   = from + (real ? row : 0) * p.query_strides[1] + head * p.query_strides[2] + block * (16 / sizeof(*from));
-    const int          to   = column / columns * (columns * Row::panels * decode::panel_bytes) + Row::offset(column % columns, block, columns);
+    const auto* const  at   = from + (real ? row : 0) * p.query_strides[1] + head * p.query_strides[2] + block * Row::block_dim;
+    const int          to   = column / columns * (columns * Row::bytes) + Row::offset(column % columns, block, columns);
     ptx::cp_async(ptx::shared_address(scratch + to), at, real);
   }
 }
 
-/// Draws the team's key tiles.  The first ones are its own, those that follow the teams take as they come: the memory serves some faster
-/// than others.
+/// Draws the team's key tiles.  The first ones are its own, those that follow the teams take as they come, since the memory serves some
+/// faster than others.  What is drawn was asked for two tiles and more before.
 class KeyTileQueue {
  public:
   __device__ KeyTileQueue(const DecodeCall& call, const DecodeTile& tile, int lane)
-      : next_(call.plan.next + tile.number), own_(call.scratch.stages), splits_(call.plan.splits), tile_(tile.split), lane_(lane) {}
+      : next_(call.plan.next + tile.number),
+        own_(call.scratch.stages),
+        splits_(call.plan.splits),
+        tile_(tile.split),
+        is_asking_(lane == 0) {}
 
   /// The next tile's number, whether it exists or not.
   __device__ std::int32_t draw() {
-    const std::int32_t drawn = tile_;
-    if (++count_ < own_)
-      tile_ += splits_;
-    else if (lane_ == 0)
-      asked_ = count_ < most_decode_tiles ? atomicAdd(next_, 1) : 0x3fffffff;
-    return drawn;
-  }
-  /// Waits for what was asked for last.
-  __device__ void arrive() {
-    if (count_ >= own_) tile_ = own_ * splits_ + __shfl_sync(0xffffffffu, asked_, 0);
+    const int drawn = count_++;
+    if (drawn < own_) {
+      if (drawn == own_ - at_once) ask();
+      return tile_ + drawn * splits_;
+    }
+    const int place = (drawn - own_) % at_once;
+    if (place == 0) {
+      tile_ = own_ * splits_ + __shfl_sync(0xffffffffu, asked_, 0);
+      ask();
+    }
+    return tile_ + place;
   }
 
  private:
+  static constexpr int at_once = 2;
+
+  __device__ void ask() {
+    if (is_asking_) asked_ = count_ < most_decode_tiles - 2 * at_once ? atomicAdd(next_, at_once) : no_more;
+  }
+  static constexpr std::int32_t no_more = 0x3fffffff;
+
   std::int32_t* const next_;
   const std::int32_t  own_, splits_;
   std::int32_t        tile_, asked_ = 0;
   int                 count_ = 0;
-  const int           lane_;
+  const bool          is_asking_;
 };
 
-/// The sample and then key tiles, by the loading warp.
+/// The keys of the sample, in the first stage.
+template <class Row>
+__device__ void load_sample(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int lane) {
+  const IndexerProblem& p     = call.problem;
+  const int             block = lane % Row::blocks;
+  const auto* const     from  = static_cast<const typename Row::Element*>(p.key) + tile.batch * p.key_strides[0] + block * Row::block_dim;
+  const std::uint32_t   to    = ptx::shared_address(scratch + call.scratch.keys);
+  if (lane == 0) ptx::mbarrier_arrive(&state.keys_full[0], Row::scaled ? 33 : 1);  // the stage's first round, before anyone sees the sample
+  if constexpr (Row::scaled)
+    for (int i = lane; i < decode::keys; i += 32)
+      ptx::cp_async_4(&state.key_scales[0][i], p.key_scale + tile.batch * p.key_scale_stride + tile.sample_key(i), true);
+#pragma unroll 4
+  for (int row = lane / Row::blocks; row < decode::keys; row += 32 / Row::blocks)
+    ptx::cp_async(to + Row::offset(row, block, decode::keys), from + tile.sample_key(row) * p.key_strides[1], true);
+  ptx::cp_async_mbarrier_arrive(&state.sample_full);
+}
+
+/// The sample and key tiles, by the loading warp.
 template <class Row>
 __device__ void load_keys(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int lane) {
-  const IndexerProblem& p      = call.problem;
-  const int             block  = lane % Row::blocks, first = lane / Row::blocks;
-  const std::int64_t    stride = p.key_strides[1] * static_cast<std::int64_t>(sizeof(typename Row::Element));
-  const auto* const     from =
-      reinterpret_cast<const unsigned char*>(static_cast<const typename Row::Element*>(p.key) + tile.batch * p.key_strides[0]) + block * 16;
-  const float* const  scales = p.key_scale + tile.batch * p.key_scale_stride;
-  constexpr int       rows   = 32 / Row::blocks;  // a step
-  const std::uint32_t to     = ptx::shared_address(scratch + call.scratch.keys);
-  int                 slot   = 0;
-  std::uint32_t       round  = 0;
-  const auto          scale  = [&](int i, std::int32_t key, bool real) {
-    if constexpr (Row::scaled) ptx::cp_async_4(&state.key_scales[slot][i], scales + (real ? key : 0), real);
-  };
-  const auto advance = [&](std::int32_t number) {
-    ptx::cp_async_mbarrier_arrive(&state.keys_full[slot]);
-    if (lane == 0) {
-      state.stage_tile[slot] = number;
-      ptx::mbarrier_arrive(&state.keys_full[slot]);
-    }
+  const CUtensorMap* const map = static_cast<const CUtensorMap*>(call.plan.map);
+  if (lane == 0) ptx::fence_proxy_tensormap(map);
+  int           slot  = 0;
+  std::uint32_t round = 0;
+  const auto    next  = [&] {
     if (++slot == call.scratch.stages) slot = 0, round ^= 1;
   };
   int          count = 0;
   KeyTileQueue queue(call, tile, lane);
-  for (std::int32_t number = tile.key_tiles > 0 ? queue.draw() : 0; number < tile.key_tiles;) {
-    if (count == 0) {
-      for (int i = lane; i < decode::keys; i += 32) scale(i, tile.sample_key(i), true);
-#pragma unroll 4
-      for (int row = first; row < decode::keys; row += rows)
-        ptx::cp_async(to + Row::offset(row, block, decode::keys), from + tile.sample_key(row) * stride);
-      advance(0);
-    }
+  if (tile.key_tiles > 0) next();  // the sample's stage
+  for (std::int32_t number = queue.draw(); number < tile.key_tiles; number = queue.draw()) {
+    if (count + 2 == call.scratch.stages) load_sample<Row>(call, tile, state, scratch, lane);  // when the other stages are on their way
     ptx::mbarrier_wait(&state.keys_empty[slot], round ^ 1);
-    const std::int32_t   key = tile.first_key(number), left = tile.hull_end - key;
-    const std::uint32_t  stage = to + slot * Row::tile_bytes;
-    const unsigned char* at    = from + (key + first) * stride;
-    for (int i = lane; i < decode::keys; i += 32) scale(i, key + i, i < left);
-    if (left >= decode::keys) {
-#pragma unroll
-      for (int i = 0; i < decode::keys / rows; ++i, at += rows * stride)
-        ptx::cp_async(stage + Row::offset(first + i * rows, block, decode::keys), at);
-    } else {
-#pragma unroll 1
-      for (int row = first; row < decode::keys; row += rows, at += rows * stride)
-        ptx::cp_async(stage + Row::offset(row, block, decode::keys), row < left ? at : from, row < left);
+    const std::int32_t key = tile.first_key(number);
+    if constexpr (Row::scaled) {
+      const float* const scales = call.problem.key_scale + tile.batch * call.problem.key_scale_stride;
+      for (int i = lane; i < decode::keys; i += 32) {
+        const bool real = key + i < tile.hull_end;
+        ptx::cp_async_4(&state.key_scales[slot][i], scales + (real ? key + i : 0), real);
+      }
+      ptx::cp_async_mbarrier_arrive(&state.keys_full[slot]);
     }
-    if (lane == 0) state.tiles[count] = number;
-    advance(number);
+    if (lane == 0) {
+      state.stage_tile[slot] = number;
+      state.tiles[count]     = number;
+      ptx::mbarrier_arrive_expect_tx(&state.keys_full[slot], Row::tile_bytes);
+#pragma unroll
+      for (int panel = 0; panel < Row::panels; ++panel)
+        ptx::cp_async_bulk_tensor(scratch + call.scratch.keys + slot * Row::tile_bytes + panel * decode::keys * Row::panel_bytes, map,
+                                  &state.keys_full[slot], panel * Row::panel_dim, key, tile.batch);
+    }
     ++count;
-    queue.arrive();
-    number = queue.draw();
+    next();
   }
+  if (tile.key_tiles > 0 && count + 1 < call.scratch.stages) load_sample<Row>(call, tile, state, scratch, lane);
   if (lane == 0) state.tile_count = count;
   // Every warpgroup is told that there are no more.
-  for (int i = 0; i < decode::math_groups / call.plan.groups; ++i) {
+  for (int i = 0; i < decode::math_groups / call.plan.groups; ++i, next()) {
     ptx::mbarrier_wait(&state.keys_empty[slot], round ^ 1);
-    advance(-1);
+    if constexpr (Row::scaled) ptx::cp_async_mbarrier_arrive(&state.keys_full[slot]);
+    if (lane == 0) {
+      state.stage_tile[slot] = -1;
+      ptx::mbarrier_arrive(&state.keys_full[slot]);
+    }
   }
   ptx::cp_async_wait_all();
 }

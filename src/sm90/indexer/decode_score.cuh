@@ -46,10 +46,10 @@ struct DecodeScoring {
     ptx::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Row::steps; ++step) {
-      constexpr int per_panel = decode::panel_bytes / 32;
+      constexpr int per_panel = Row::panel_bytes / 32;
       const int     panel = step / per_panel, in_panel = step % per_panel;  // addresses in units of 16 bytes
-      ptx::Wgmma<Element, Columns>::issue(accumulator, key + panel * (decode::keys * decode::panel_bytes / 16) + in_panel * 2,
-                                          query + panel * (Columns * decode::panel_bytes / 16) + in_panel * 2, step != 0);
+      ptx::Wgmma<Element, Columns>::issue(accumulator, key + panel * (decode::keys * Row::panel_bytes / 16) + in_panel * 2,
+                                          query + panel * (Columns * Row::panel_bytes / 16) + in_panel * 2, step != 0);
     }
     ptx::wgmma_commit_group();
   }

@@ -18,9 +18,8 @@ constexpr int load_warp = math_warps, first_count_warp = math_warps + 1, count_w
 constexpr int team_warps = math_warps + 4, team_threads = 32 * team_warps;
 constexpr int math_registers = 104, other_registers = 64;  // 640 threads start with 96: 4 x 104 + 64 = 5 x 96
 
-constexpr int keys        = 64;   // of a tile: wgmma's M
-constexpr int panel_bytes = 128;  // of a row of keys or queries; rows of 64 bytes fill half
-constexpr int most_rows   = 16;   // of a tile of queries
+constexpr int keys        = 64;  // of a tile: wgmma's M
+constexpr int most_rows   = 16;  // of a tile of queries
 constexpr int most_stages = 12;
 constexpr int bins        = 512;
 
@@ -44,9 +43,9 @@ struct DecodeCall {
   TopkOutput     output;
 };
 
-/// Bins of a row's scores: 128 linear ones between the median of a sample and one of its best, then 32 for every doubling of the distance
-/// from the median.  They suit whatever scale and place the scores have; a bin number never falls as the score rises, which is all that
-/// correctness needs.
+/// Bins of a row's scores: 128 linear ones from one of the low scores of a sample to one of the high ones, then 64 for every doubling of
+/// the distance from the low one.  They suit whatever scale and place the scores have; a bin number never falls as the score rises, which
+/// is all that correctness needs.
 struct DecodeBins {
   float low, scale;  // scale 0: all in one bin
 
@@ -54,7 +53,7 @@ struct DecodeBins {
     // The intrinsics are not fused with what made the score: a score must fall into one bin wherever it is asked for.
     const float at     = __fmul_rn(__fsub_rn(score, low), scale);
     const int   linear = max(0, __float2int_rz(at));
-    const int   beyond = min(128 + ((__float_as_int(at) - __float_as_int(128.0f)) >> 18), decode::bins - 1);
+    const int   beyond = min(128 + ((__float_as_int(at) - __float_as_int(128.0f)) >> 17), decode::bins - 1);
     return at >= 128.0f ? beyond : min(linear, 127);  // NaN goes to bin 0
   }
 };
@@ -68,7 +67,7 @@ struct FineBins {
   __device__ int operator()(float score) const {
     const float at     = __fmul_rn(__fsub_rn(score, bins.low), bins.scale);
     const int   linear = max(0, __float2int_rz(at * 4.0f));
-    const int   beyond = min(512 + ((__float_as_int(at) - __float_as_int(128.0f)) >> 16), count - 1);
+    const int   beyond = min(512 + ((__float_as_int(at) - __float_as_int(128.0f)) >> 15), count - 1);
     return at >= 128.0f ? beyond : min(linear, 511);
   }
 };
@@ -79,10 +78,11 @@ using DecodeSample = float[decode::keys];
 /// What the warps of a team share.
 struct DecodeState {
   std::uint64_t keys_full[decode::most_stages], keys_empty[decode::most_stages];
+  std::uint64_t sample_full;
   std::uint64_t bins_placed[decode::math_groups];  // by the warpgroups that have the sample
-  std::uint64_t counted;   // what is to be counted of the team's scores is in the histogram
-  std::uint64_t chosen;    // the rows' least bins are known
-  std::uint64_t switched;  // each math warp lists the candidates of its tiles, or is done with them
+  std::uint64_t counted;                           // what is to be counted of the team's scores is in the histogram
+  std::uint64_t chosen;                            // the rows' least bins are known
+  std::uint64_t switched;                          // each math warp lists the candidates of its tiles, or is done with them
   float4        weights[decode::math_groups][128 / 16][4];
   float         key_scales[decode::most_stages][decode::keys];
   RowKeys       rows[decode::most_rows];
@@ -99,20 +99,20 @@ struct DecodeState {
 
 /// A team's tile of queries, and the keys that its rows may see.
 struct DecodeTile {
-  std::int32_t number, split;      // of all batch entries' tiles; of the tile's teams
-  std::int32_t batch, first_row;   // query of the batch entry
+  std::int32_t number, split;         // of all batch entries' tiles; of the tile's teams
+  std::int32_t batch, first_row;      // query of the batch entry
   std::int32_t hull_begin, hull_end;  // rows of the key tensor
   std::int32_t key_tiles, counted_tiles;
 
   /// Every warp works it out for itself.
   __device__ DecodeTile(const DecodeCall& call, int team, int lane, RowKeys& own_row) {
-    const DecodePlan& plan = call.plan;
+    const DecodePlan& plan  = call.plan;
     const auto        tiles = static_cast<std::int32_t>(plan.tiles);
-    number    = team / plan.splits;
-    split     = team - number * plan.splits;
-    batch     = number / tiles;
-    first_row = (number - batch * tiles) * plan.tile_rows;
-    own_row   = RowKeys{0, 0, 0};
+    number                  = team / plan.splits;
+    split                   = team - number * plan.splits;
+    batch                   = number / tiles;
+    first_row               = (number - batch * tiles) * plan.tile_rows;
+    own_row                 = RowKeys{0, 0, 0};
     if (lane < plan.tile_rows) own_row = row_keys(call.problem, batch, first_row + lane);
     const bool some = own_row.begin < own_row.end;
     hull_begin      = __reduce_min_sync(0xffffffffu, some ? own_row.begin : 0x7fffffff);
