@@ -280,8 +280,8 @@ DecodeScratch divide_scratch(const DecodePlan& plan) {
   const int list_bytes = std::min((rest - scratch.stages * Row::tile_bytes) / 128 * 128, 16384);
   scratch.list_room    = plan.groups == 1 ? 0 : list_bytes / static_cast<int>(sizeof(Entry)) / plan.tile_rows;
   scratch.histogram    = scratch.list + list_bytes;
-  scratch.state        = scratch.histogram + histogram_bytes;
-  scratch.end          = scratch.state + state_bytes;
+  scratch.state        = budget - state_bytes;  // what selects needs much of what is before it
+  scratch.end          = budget;
   return scratch;
 }
 

@@ -243,46 +243,54 @@ struct DecodeSelection {
   __device__ void select(int row) const {
     const DecodePlan&  plan   = call.plan;
     const std::int64_t number = tile.row_number(call, row);
-    const auto         listed = static_cast<std::int64_t>(__ldcg(plan.listed + number));
+    const std::int64_t listed = __ldcg(plan.listed + number);
     const Entry* const list   = plan.candidates + number * plan.list_capacity;
     const bool         is_all = listed <= plan.list_capacity;
     if (is_all && call.output.order == TopkOrder::by_score && rank_list(row, list, static_cast<int>(listed))) return;
-    Pool pool(scratch, plan.keep, plan.keep + plan.keep / 4, plan.pool_capacity);
-    if (is_all) {
-      offer<4>(pool, static_cast<int>(listed), [&](int i) { return __ldcg(list + i); });
-    } else {
-      const RowKeys      keys   = state.rows[row];
-      const float* const scores = plan.scores + number * plan.score_row + (keys.begin - tile.hull_begin);
-      const auto         first  = static_cast<std::uint32_t>(keys.begin - keys.first_key);
-      offer<8>(pool, keys.end - keys.begin, [&](int i) { return make_entry(sortable(__ldcg(scores + i)), first + i); });
+    Pool                pool(scratch, plan.keep, plan.keep + plan.keep / 4, plan.pool_capacity);
+    const RowKeys       keys   = state.rows[row];
+    const float* const  scores = plan.scores + number * plan.score_row + (keys.begin - tile.hull_begin);
+    const std::uint32_t index  = static_cast<std::uint32_t>(keys.begin - keys.first_key);
+    constexpr int       each   = 8;
+    const int           count  = is_all ? static_cast<int>(listed) : keys.end - keys.begin;
+    for (int first = 0; first < count; first += each * Team::threads) {
+      Entry    own[each];
+      unsigned mask = 0;
+#pragma unroll
+      for (int i = 0; i < each; ++i) {
+        const int at = first + i * Team::threads + Team::rank();
+        own[i]       = no_entry;
+        if (at >= count) continue;
+        own[i] = is_all ? __ldcg(list + at) : make_entry(sortable(__ldcg(scores + at)), index + static_cast<std::uint32_t>(at));
+        mask |= 1u << i;
+      }
+      const auto entry = [&](int i) { return own[i]; };
+      do mask = pool.template within<each>(mask, ~Entry{0}, entry);
+      while (!pool.template offer<each>(mask, entry));
     }
     write_row(pool, plan.keep, call.output, tile.batch, tile.first_row + row);
   }
 
   /// Writes the best of a list, ranked within bins; false if a bin holds too many for that.
   __device__ bool rank_list(int row, const Entry* list, int listed) const {
-    constexpr int most_each = (most_decode_candidates + decode::math_threads - 1) / decode::math_threads, crowd = 256;
-    constexpr int bins_each = FineBins::count / decode::math_threads;
-    static_assert(bins_each == 4);
+    constexpr int crowd = 256, threads = Team::threads;
+    static_assert(FineBins::count == 4 * threads);
     auto&          exchange = *reinterpret_cast<typename Team::Exchange*>(scratch);
     int* const     counts   = reinterpret_cast<int*>(&exchange + 1);
     int* const     offsets  = counts + FineBins::count;  // entries in better bins
-    Entry* const   sorted   = reinterpret_cast<Entry*>(offsets + FineBins::count);
-    const int      thread = Team::rank(), best_first = decode::math_threads - 1 - thread;  // bins in falling order
-    const FineBins fine_bin{state.row_bins[row]};
+    Entry* const   entries  = reinterpret_cast<Entry*>(offsets + FineBins::count);
+    Entry* const   sorted   = entries + most_decode_candidates;
+    int* const     places   = reinterpret_cast<int*>(sorted + most_decode_candidates);  // in the bin
+    const int      thread = Team::rank(), best_first = threads - 1 - thread;            // four bins each, the best ones first
+    const FineBins bin_of{state.row_bins[row]};
     reinterpret_cast<int4*>(counts)[thread] = {0, 0, 0, 0};
-    Entry own[most_each];
-    int   bin[most_each], place[most_each];
-#pragma unroll
-    for (int i = 0; i < most_each; ++i)
-      if (const int at = i * decode::math_threads + thread; at < listed) own[i] = __ldcg(list + at);
     Team::sync();
-#pragma unroll
-    for (int i = 0; i < most_each; ++i)
-      if (i * decode::math_threads + thread < listed) {
-        bin[i]   = fine_bin(score_of(own[i]));
-        place[i] = atomicAdd(counts + bin[i], 1);
-      }
+#pragma unroll 4
+    for (int i = thread; i < listed; i += threads) {
+      const Entry entry = __ldcg(list + i);
+      entries[i]        = entry;
+      places[i]         = atomicAdd(counts + bin_of(score_of(entry)), 1);
+    }
     Team::sync();
     const int4 count   = reinterpret_cast<const int4*>(counts)[best_first];
     const int  better  = Team::exclusive_sum(exchange, count.x + count.y + count.z + count.w);
@@ -291,47 +299,31 @@ struct DecodeSelection {
     reinterpret_cast<int4*>(offsets)[best_first] = offset;
     if (Team::any(crowded(offset.x, count.x) || crowded(offset.y, count.y) || crowded(offset.z, count.z) || crowded(offset.w, count.w)))
       return false;
-#pragma unroll
-    for (int i = 0; i < most_each; ++i)
-      if (i * decode::math_threads + thread < listed) sorted[offsets[bin[i]] + place[i]] = own[i];
+#pragma unroll 2
+    for (int i = thread; i < listed; i += threads) {
+      const Entry entry                                    = entries[i];
+      sorted[offsets[bin_of(score_of(entry))] + places[i]] = entry;
+    }
     Team::sync();
     const TopkOutput&   output  = call.output;
-    std::int32_t* const indices = output.indices + tile.batch * output.index_strides[0] + (tile.first_row + row) * output.index_strides[1];
-    float* const        scores  = output.scores == nullptr
-                                      ? nullptr
-                                      : output.scores + tile.batch * output.score_strides[0] + (tile.first_row + row) * output.score_strides[1];
-    const auto          put     = [&](int rank, std::int32_t index, float score) {
+    const std::int64_t  number  = tile.first_row + row;
+    std::int32_t* const indices = output.indices + tile.batch * output.index_strides[0] + number * output.index_strides[1];
+    float* const        scores =
+        output.scores == nullptr ? nullptr : output.scores + tile.batch * output.score_strides[0] + number * output.score_strides[1];
+    const auto put = [&](int rank, std::int32_t index, float score) {
       indices[rank] = index;
       if (scores != nullptr) scores[rank] = score;
     };
-#pragma unroll
-    for (int i = 0; i < most_each; ++i)
-      if (i * decode::math_threads + thread < listed) {
-        const int begin = offsets[bin[i]], end = begin + counts[bin[i]];
-        int       rank = begin;
-        if (begin >= output.top_k) continue;
-        for (int other = begin; other < end; ++other) rank += sorted[other] > own[i] ? 1 : 0;
-        if (rank < output.top_k) put(rank, index_of(own[i]), score_of(own[i]));
-      }
-    for (int i = listed + thread; i < output.top_k; i += decode::math_threads) put(i, -1, __uint_as_float(0xff800000u));
-    return true;
-  }
-
-  template <int Each, class EntryAt>
-  __device__ void offer(Pool& pool, int count, const EntryAt& entry_at) const {
-    for (int first = 0; first < count; first += Each * Team::threads) {
-      Entry    own[Each];
-      unsigned mask = 0;
-#pragma unroll
-      for (int i = 0; i < Each; ++i) {
-        const int at = first + i * Team::threads + Team::rank();
-        own[i]       = at < count ? entry_at(at) : no_entry;
-        mask |= (at < count ? 1u : 0u) << i;
-      }
-      const auto entry = [&](int i) { return own[i]; };
-      do mask = pool.template within<Each>(mask, ~Entry{0}, entry);
-      while (!pool.template offer<Each>(mask, entry));
+    for (int i = thread; i < listed; i += threads) {
+      const Entry entry = sorted[i];
+      const int   bin = bin_of(score_of(entry)), begin = offsets[bin], end = begin + counts[bin];
+      if (begin >= output.top_k) break;
+      int rank = begin;
+      for (int other = begin; other < end; ++other) rank += sorted[other] > entry ? 1 : 0;
+      if (rank < output.top_k) put(rank, index_of(entry), score_of(entry));
     }
+    for (std::int64_t i = listed + thread; i < output.top_k; i += threads) put(static_cast<int>(i), -1, __uint_as_float(0xff800000u));
+    return true;
   }
 };
 
