@@ -116,7 +116,7 @@ class DecodeMath {
     __threadfence_block();
     __syncwarp();  // not every lane has seen it
     listing_ = true;
-    least_   = state_.least_bin[row_];
+    least_   = state_.least[row_];
     if (lane_ == 0) {
       state_.first_listed[warp_] = index;
       ptx::mbarrier_arrive(&state_.switched);
@@ -153,15 +153,14 @@ class DecodeMath {
       if constexpr (Row::scaled) score *= which == 0 ? scales_[0] : scales_[1];
       scores_[at] = score;
       if (at - legal_begin_ >= legal_count_) return;
-      const int bin = bins_(score);
-      if (is_counted) atomicAdd(histogram_ + bin, 1u);
-      if (bin >= least_) list(score, at);
+      if (is_counted) atomicAdd(histogram_ + bins_(score), 1u);
+      if (const std::uint32_t image = sortable(score); image >= least_) list(image, at);
     });
   }
 
-  __device__ void list(float score, unsigned at) const {
+  __device__ void list(std::uint32_t image, unsigned at) const {
     const auto index = static_cast<std::uint32_t>(tile_.hull_begin - state_.rows[row_].first_key) + at;
-    list_candidate(call_, tile_, state_, scratch_, row_, make_entry(sortable(score), index));
+    list_candidate(call_, tile_, state_, scratch_, row_, make_entry(image, index));
   }
 
   const DecodeCall& call_;
@@ -176,7 +175,7 @@ class DecodeMath {
   unsigned       legal_begin_, legal_count_;  // keys, in the hull
   float*         scores_;
   std::uint32_t* histogram_;
-  int            least_     = decode::bins;  // from here up it lists
+  std::uint32_t  least_     = 0xffffffffu;  // images from here up it lists
   float          scales_[2] = {1.0f, 1.0f};
   bool           placed_ = false, counted_ = false, listing_ = false;
 };

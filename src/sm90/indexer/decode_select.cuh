@@ -76,6 +76,19 @@ __device__ inline int least_bin(const std::uint32_t* histogram, std::int64_t wan
   return max(0, __reduce_max_sync(0xffffffffu, found));
 }
 
+/// The least image of a score (`sortable`) in a bin or a better one; 0, which even NaN reaches, for bin 0.  A warp.
+__device__ inline std::uint32_t least_image(const DecodeBins& bins, int bin, int lane) {
+  if (bin == 0) return 0;
+  constexpr std::uint64_t infinity = 0xff800000u;
+  std::uint64_t           below    = 0;                       // in a lower bin
+  for (int shift = 27;; shift = shift > 5 ? shift - 5 : 0) {  // it is at most 32 << shift above
+    const std::uint64_t image   = below + (static_cast<std::uint64_t>(lane + 1) << shift);
+    const bool          reaches = image >= infinity || bins(score_of(static_cast<Entry>(image) << 32)) >= bin;
+    below += static_cast<std::uint64_t>(__ffs(static_cast<int>(__ballot_sync(0xffffffffu, reaches))) - 1) << shift;
+    if (shift == 0) return static_cast<std::uint32_t>(below) + 1;
+  }
+}
+
 /// A candidate of a row, to the team's list or, where it is full, to the row's.
 __device__ inline void list_candidate(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int row,
                                       Entry entry) {
@@ -93,50 +106,51 @@ __device__ inline void list_candidate(const DecodeCall& call, const DecodeTile& 
 
 /// Lists the candidates among the scores that were made before their warps listed them, a few tiles at a time; any warp.
 __device__ inline void list_earlier(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int lane) {
-  constexpr int at_once = 4;  // tiles whose scores are on their way
+  constexpr int loads = 4, at_once = 2 * loads;  // half a warp a tile, four scores a lane
   ptx::mbarrier_wait(&state.chosen, 0);
   ptx::mbarrier_wait(&state.switched, 0);
   const int until = __reduce_max_sync(0xffffffffu, lane < decode::math_warps ? state.first_listed[lane] : 0);
   const int tiles = until == 0x7fffffff ? state.tile_count : until - 1;
   const int rows = tile.rows(call), groups = call.plan.groups, rows_of_group = call.plan.tile_rows / groups;
+  const int own = lane % 16 * 4;  // of a tile's scores
   for (;;) {
     int first = 0;
     if (lane == 0) first = atomicAdd(&state.claimed, at_once);
     first = __shfl_sync(0xffffffffu, first, 0);
     if (first >= tiles) return;
     for (int row = 0; row < rows; ++row) {
-      const float* const scores = call.plan.scores + tile.row_number(call, row) * call.plan.score_row;
-      float2             own[at_once];
-      std::int32_t       offset[at_once];  // in the hull, of this lane's two keys
+      const float* const  from  = call.plan.scores + tile.row_number(call, row) * call.plan.score_row;
+      const RowKeys       keys  = state.rows[row];
+      const std::uint32_t least = state.least[row];
+      float4              score[loads];
+      std::int32_t        at[loads];  // in the hull; -1: not to be looked at
 #pragma unroll
-      for (int i = 0; i < at_once; ++i) {
-        const int index = first + i + 1;
-        offset[i]       = 0x7fffffff;
-        if (index > tiles) continue;
-        const int warpgroup = index % (decode::math_groups / groups) * groups + row / rows_of_group;
-        if (index >= state.first_listed[warpgroup * 4 + lane / 8]) continue;
-        offset[i] = state.tiles[index - 1] * decode::keys + lane * 2;
-        own[i]    = __ldcg(reinterpret_cast<const float2*>(scores + offset[i]));
+      for (int i = 0; i < loads; ++i) {
+        const int order     = first + 2 * i + lane / 16,
+                  warpgroup = (order + 1) % (decode::math_groups / groups) * groups + row / rows_of_group;
+        at[i]               = -1;
+        if (order >= tiles || order + 1 >= state.first_listed[warpgroup * 4 + own / 16]) continue;
+        at[i]    = state.tiles[order] * decode::keys + own;
+        score[i] = __ldcg(reinterpret_cast<const float4*>(from + at[i]));
       }
-      const RowKeys    keys  = state.rows[row];
-      const DecodeBins bin   = state.row_bins[row];
-      const int        least = state.least_bin[row];
 #pragma unroll
-      for (int i = 0; i < at_once; ++i) {
-        if (offset[i] == 0x7fffffff) continue;
+      for (int i = 0; i < loads; ++i) {
+        if (at[i] < 0) continue;
+        const std::uint32_t image[4] = {sortable(score[i].x), sortable(score[i].y), sortable(score[i].z), sortable(score[i].w)};
+        if (max(max(image[0], image[1]), max(image[2], image[3])) < least) continue;
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const float        score = j == 0 ? own[i].x : own[i].y;
-          const std::int32_t key   = tile.hull_begin + offset[i] + j;
-          if (keys.begin <= key && key < keys.end && bin(score) >= least)
-            list_candidate(call, tile, state, scratch, row, make_entry(sortable(score), static_cast<std::uint32_t>(key - keys.first_key)));
+        for (int j = 0; j < 4; ++j) {
+          const std::int32_t key = tile.hull_begin + at[i] + j;
+          if (image[j] >= least && keys.begin <= key && key < keys.end)
+            list_candidate(call, tile, state, scratch, row, make_entry(image[j], static_cast<std::uint32_t>(key - keys.first_key)));
         }
       }
     }
   }
 }
 
-/// Adds the team's counts to those of the others and finds the rows' least bins.  Each of the counting warps has every third row.
+/// Adds the team's counts to those of the others and finds what the rows' candidates must reach.  Each of the counting warps has every
+/// third row.
 __device__ inline void count_scores(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int warp,
                                     int lane) {
   const DecodePlan& plan = call.plan;
@@ -158,8 +172,9 @@ __device__ inline void count_scores(const DecodeCall& call, const DecodeTile& ti
   }
   __syncwarp();
   for (int row = warp; row < rows; row += decode::count_warps) {
-    const int bin = least_bin(all + row * decode::bins, call.output.top_k, lane);
-    if (lane == 0) state.least_bin[row] = bin;
+    const int           bin   = least_bin(all + row * decode::bins, call.output.top_k, lane);
+    const std::uint32_t image = least_image(state.row_bins[row], bin, lane);
+    if (lane == 0) state.least[row] = image;
   }
   if (lane == 0) {
     __threadfence_block();

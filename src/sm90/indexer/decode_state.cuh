@@ -81,13 +81,13 @@ struct DecodeState {
   std::uint64_t sample_full;
   std::uint64_t bins_placed[decode::math_groups];  // by the warpgroups that have the sample
   std::uint64_t counted;                           // what is to be counted of the team's scores is in the histogram
-  std::uint64_t chosen;                            // the rows' least bins are known
+  std::uint64_t chosen;                            // what the rows' candidates must reach is known
   std::uint64_t switched;                          // each math warp lists the candidates of its tiles, or is done with them
   float4        weights[decode::math_groups][128 / 16][4];
   float         key_scales[decode::most_stages][decode::keys];
   RowKeys       rows[decode::most_rows];
   DecodeBins    row_bins[decode::most_rows];
-  std::int32_t  least_bin[decode::most_rows];
+  std::uint32_t least[decode::most_rows];  // the image of the least candidate
   std::int32_t  listed[decode::most_rows], place[decode::most_rows];
   std::int32_t  stage_tile[decode::most_stages];  // its number among all key tiles; -1: there are no more
   std::int32_t  tiles[most_decode_tiles];         // that the team has had, in their order
