@@ -192,8 +192,9 @@ void every_number_of_queries(std::uint32_t stream) {
   for (std::int64_t queries = 1; queries <= 16; ++queries)
     for (const auto& [heads, head_dim] : dimensions) {
       const IndexerShape shape{1 + queries % 3 / 2, queries, random.integer(1, 3000), heads, head_dim};
-      const auto         in   = integer_inputs<Element>(random, shape);
-      const Mask         mask = shape.batch == 1 ? random_mask(random, shape) : Mask{.ratio = 1, .query_offset = random.integer(0, 3000)};
+      const auto         in = integer_inputs<Element>(random, shape);
+      const Mask         mask =
+          shape.batch == 1 ? random_mask(random, shape) : Mask{.ratio = 1, .query_offset = random.integer<std::int32_t>(0, 3000)};
       for (const std::int64_t top_k : {1, 64, 512, 2048}) {
         const TopkOrder order = random.coin() ? TopkOrder::by_score : TopkOrder::by_index;
         expect_exact(level, in, mask, {top_k}, {.order = order});

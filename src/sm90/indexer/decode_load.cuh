@@ -118,9 +118,13 @@ __device__ void load_keys(const DecodeCall& call, const DecodeTile& tile, Decode
   };
   int          count = 0;
   KeyTileQueue queue(call, tile, lane);
-  if (tile.key_tiles > 0) next();  // the sample's stage
+  if (tile.key_tiles > 0) {
+    load_sample<Row>(call, tile, state, scratch, lane);
+    next();
+  }
+  // The program's own text, the scores and the counts are to stay in the second-level cache.
+  const std::uint64_t policy = ptx::createpolicy_evict_first();
   for (std::int32_t number = queue.draw(); number < tile.key_tiles; number = queue.draw()) {
-    if (count + 2 == call.scratch.stages) load_sample<Row>(call, tile, state, scratch, lane);  // when the other stages are on their way
     ptx::mbarrier_wait(&state.keys_empty[slot], round ^ 1);
     const std::int32_t key = tile.first_key(number);
     if constexpr (Row::scaled) {
@@ -138,12 +142,11 @@ __device__ void load_keys(const DecodeCall& call, const DecodeTile& tile, Decode
 #pragma unroll
       for (int panel = 0; panel < Row::panels; ++panel)
         ptx::cp_async_bulk_tensor(scratch + call.scratch.keys + slot * Row::tile_bytes + panel * decode::keys * Row::panel_bytes, map,
-                                  &state.keys_full[slot], panel * Row::panel_dim, key, tile.batch);
+                                  &state.keys_full[slot], panel * Row::panel_dim, key, tile.batch, policy);
     }
     ++count;
     next();
   }
-  if (tile.key_tiles > 0 && count + 1 < call.scratch.stages) load_sample<Row>(call, tile, state, scratch, lane);
   if (lane == 0) state.tile_count = count;
   // Every warpgroup is told that there are no more.
   for (int i = 0; i < decode::math_groups / call.plan.groups; ++i, next()) {

@@ -16,11 +16,11 @@ namespace decode {
 constexpr int math_groups = 4, math_warps = 4 * math_groups, math_threads = 32 * math_warps;
 constexpr int load_warp = math_warps, first_count_warp = math_warps + 1, count_warps = 3, count_threads = 32 * count_warps;
 constexpr int team_warps = math_warps + 4, team_threads = 32 * team_warps;
-constexpr int math_registers = 112, other_registers = 32;  // 640 threads start with 96: 4 x 112 + 32 = 5 x 96
+constexpr int math_registers = 104, other_registers = 64;  // 640 threads start with 96: 4 x 104 + 64 = 5 x 96
 
 constexpr int keys        = 64;  // of a tile: wgmma's M
 constexpr int most_rows   = 16;  // of a tile of queries
-constexpr int most_stages = 12;
+constexpr int most_stages = 8;   // 128 KiB on their way to an SM: more would only wait longer, and the sample behind them
 constexpr int bins        = 512;
 
 // Named barriers; 0 is the selection's.
