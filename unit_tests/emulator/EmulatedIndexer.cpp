@@ -72,8 +72,7 @@ void PrintTo(const IndexerOptions& o, std::ostream* out) {
        << o.heads << " head_dim " << o.head_dim << " k " << o.top_k << " trend " << static_cast<int>(o.trend) << " ratio " << o.ratio
        << " offset " << o.query_offset << " offsets " << o.offsets << " range " << o.range << " sequences " << o.sequences << " splits "
        << o.splits << " few " << o.few << " room " << o.room << " order " << static_cast<int>(o.order) << " specials " << o.specials
-       << " padded " << o.padded << " without_scores " << o.without_scores << " only_legal " << o.only_legal << " processors "
-       << o.processors;
+       << " padded " << o.padded << " without_scores " << o.without_scores << " processors " << o.processors;
 }
 
 IndexerData::IndexerData(const IndexerOptions& options, Random& random)
@@ -263,10 +262,9 @@ IndexerRun::IndexerRun(const IndexerOptions& options, std::uint64_t stream)
       in_(options, random_),
       o_(in_.o),
       keep_(std::max(1, std::min(o_.top_k, o_.keys))),
-      columns_(o_.sequences > 0 && !o_.only_legal ? random_.below(o_.keys + 30) : o_.keys),
+      columns_(o_.sequences > 0 ? random_.below(o_.keys + 30) : o_.keys),
       pitch_((o_.top_k > 0 ? o_.top_k : columns_) + (o_.padded ? 5 : 0)),
       indices_(o_.top_k > 0 ? std::int64_t{o_.batch} * o_.queries * pitch_ : 0),
-      ranges_(o_.only_legal ? std::int64_t{o_.batch} * o_.queries * 2 : 0),
       scores_(std::int64_t{o_.batch} * o_.queries * pitch_) {}
 
 std::string IndexerRun::run(Settings settings) {
@@ -338,12 +336,11 @@ void IndexerRun::run_topk(const SM90::IndexerPlan& plan) {
 void IndexerRun::run_score(const SM90::IndexerPlan& plan) {
   const Tributary::Impl::Tensor<float, 3> to{
       .data = scores_.data(), .extents = {o_.batch, o_.queries, columns_}, .strides = {std::int64_t{o_.queries} * pitch_, pitch_, 1}};
-  std::fill(ranges_.begin(), ranges_.end(), untouched);
-  SM90::indexer_score(Kokkos::Cuda{}, in_.problem, plan, to, o_.only_legal, o_.only_legal ? ranges_.data() : nullptr);
+  SM90::indexer_score(Kokkos::Cuda{}, in_.problem, plan, to);
 }
 
 std::string IndexerRun::wrong() const {
-  if (o_.top_k == 0) return wrong_ranges() + wrong_scores();
+  if (o_.top_k == 0) return wrong_scores();
   return splits_ > 1 ? wrong_partials() : wrong_topk();
 }
 
@@ -423,23 +420,10 @@ std::string IndexerRun::wrong_scores() const {
         const float got  = scores_[(std::int64_t{b} * o_.queries + row) * pitch_ + column];
         const float want = column >= columns_                    ? static_cast<float>(untouched)
                            : keys.begin <= key && key < keys.end ? in_.score(b, row, key)
-                           : o_.only_legal                       ? static_cast<float>(untouched)
                                                                  : -infinity;
         if (got != want && !(std::isnan(got) && std::isnan(want)))
           return text("batch ", b, " query ", row, " column ", column, ": ", got, ", expected ", want);
       }
-    }
-  return "";
-}
-
-std::string IndexerRun::wrong_ranges() const {
-  for (int b = 0; b < o_.batch && o_.only_legal; ++b)
-    for (int row = 0; row < o_.queries; ++row) {
-      const auto                keys = in_.keys_of(b, row);
-      const std::int32_t* const got  = ranges_.data() + (std::int64_t{b} * o_.queries + row) * 2;
-      const bool same = keys.begin < keys.end ? got[0] == keys.begin - keys.first && got[1] == keys.end - keys.first : got[0] == got[1];
-      if (!same)
-        return text("batch ", b, " query ", row, " range ", got[0], " ", got[1], ", expected keys ", keys.begin, " ", keys.end, "; ");
     }
   return "";
 }

@@ -33,7 +33,6 @@ struct IndexerOptions {
   int          room      = 0;      ///< entries of a row's buffer besides k, at least 192, or, of few queries, of its list; 0: the plan's
   TopkOrder    order     = TopkOrder::by_score;
   bool         specials = false, padded = false, without_scores = false;
-  bool         only_legal = false;  ///< of indexer_score, as indexer_topk asks for it where it stores scores
   int          processors = 2;
 
   static IndexerOptions any(Random& random);
@@ -104,14 +103,13 @@ class IndexerRun {
   std::string                 wrong_topk() const;
   std::string                 wrong_partials() const;
   std::string                 wrong_scores() const;
-  std::string                 wrong_ranges() const;
   std::string                 wrong_row(int b, int row, const std::vector<Tributary::Impl::Entry>& got) const;
 
   Random                              random_;
   IndexerData                         in_;
   const IndexerOptions&               o_;
   int                                 splits_ = 1, keep_, columns_, pitch_;
-  GuardedArray<std::int32_t>          indices_, ranges_;
+  GuardedArray<std::int32_t>          indices_;
   GuardedArray<float>                 scores_;
   std::vector<Tributary::Impl::Entry> partials_;
 };

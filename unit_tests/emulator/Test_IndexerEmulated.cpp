@@ -34,7 +34,6 @@ TEST(IndexerEmulated, RandomScores) {
     Random         random(stream);
     IndexerOptions options = IndexerOptions::any(random);
     options.top_k          = 0;
-    options.only_legal     = random.one_in(2);
     run_and_check(options, stream);
     if (HasFailure()) return;
   }
@@ -49,7 +48,6 @@ TEST(IndexerEmulated, ScoresOfFewQueries) {
     options.queries        = 1 + random.below(options.heads == 64 ? 13 : 26);
     options.keys           = 1 + random.below(64 * (1 + random.below(14)));
     options.splits         = random.below(6);
-    options.only_legal     = random.one_in(2);
     run_and_check(options, stream);
     if (HasFailure()) return;
   }

@@ -245,8 +245,7 @@ class Collector {
       for (int i = 0; i < 2; ++i) {
         const std::int64_t column = static_cast<std::int64_t>(key) + 8 * i - keys.first_key;
         const bool         legal  = keys.begin <= key + 8 * i && key + 8 * i < keys.end;
-        if (column >= 0 && column < call_.score_columns && (legal || !call_.only_legal))
-          to[column] = legal ? scores[r][i] : -__int_as_float(0x7f800000);
+        if (column >= 0 && column < call_.score_columns) to[column] = legal ? scores[r][i] : -__int_as_float(0x7f800000);
       }
     }
   }

@@ -133,7 +133,7 @@ __device__ void finish(const IndexerCall& call, SharedState<Tile>& shared, unsig
 #pragma unroll 1
   for (int row = first_row + warp % 4; row < first_row + Tile::group_queries && item.row + row < call.problem.queries; row += 4) {
     if (call.scores != nullptr) {
-      if (!call.only_legal) fill_outside<Tile>(call, item, row, lane);
+      fill_outside<Tile>(call, item, row, lane);
       continue;
     }
     const RowOutput out(call, item.batch, item.row + row, item.split);

@@ -18,9 +18,6 @@ __device__ void describe_item(const IndexerCall& call, std::int64_t number, Work
   const std::int64_t batch = tile % call.problem.batch, row = (call.plan.tiles - 1 - tile / call.problem.batch) * Tile::queries;
   RowKeys            keys{0, 0, 0};
   if (lane < Tile::queries) item.rows[lane] = keys = row_keys(call.problem, batch, row + lane);
-  if (call.ranges != nullptr && split == 0 && lane < Tile::queries && row + lane < call.problem.queries)
-    reinterpret_cast<int2*>(call.ranges)[batch * call.problem.queries + row + lane] = {keys.begin - keys.first_key,
-                                                                                       keys.end - keys.first_key};
   const bool         some  = keys.begin < keys.end;
   const std::int32_t begin = __reduce_min_sync(0xffffffffu, some ? keys.begin : 0x7fffffff);
   const std::int32_t end   = __reduce_max_sync(0xffffffffu, some ? keys.end : 0);
