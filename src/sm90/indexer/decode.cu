@@ -56,8 +56,6 @@ class DecodeMath {
     bool                          is_sample = role_.first == 0 && tile_.key_tiles > 0;
     typename Scoring::Accumulator accumulator;
     typename Scoring::Sums        sum;
-    int                           last        = -1;  // the tile before, whose scores are finished while this one is multiplied
-    std::int32_t                  last_number = 0;
     for (int index = role_.first;; index += role_.step) {
       if (is_sample) {
         ptx::mbarrier_wait(&state_.sample_full, 0);
@@ -69,21 +67,21 @@ class DecodeMath {
       if (number < 0) break;
       __syncwarp();
       Scoring::multiply(accumulator, keys_descriptor + slot * (Row::tile_bytes / 16), queries_descriptor);
-      if (last >= 0) finish_tile(scoring, sum, last, last_number);
-      last        = is_sample ? -1 : index;
-      last_number = number;
       if constexpr (Row::scaled)
         for (int i = 0; i < 2; ++i) scales_[i] = state_.key_scales[slot][key_of(i)];
       ptx::wgmma_wait_group<0>();
       ptx::pin(accumulator);
       if (lane_ == 0) ptx::mbarrier_arrive(&state_.keys_empty[slot]);
       scoring.sum_heads(accumulator, sum, lane_);
-      if (is_sample) take_sample(scoring, sum);
+      // Four warpgroups: while one finishes its scores the others' products keep the tensor cores busy.
+      if (is_sample)
+        take_sample(scoring, sum);
+      else
+        finish_tile(scoring, sum, index, number);
       is_sample = false;
       slot += role_.step;
       if (slot >= call_.scratch.stages) slot -= call_.scratch.stages, round ^= 1;
     }
-    if (last >= 0) finish_tile(scoring, sum, last, last_number);
     if (!counted_) arrive_counted();
   }
 
