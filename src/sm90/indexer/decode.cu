@@ -25,10 +25,6 @@ class DecodeMath {
     const int rows = Columns / call.problem.heads;
     first_row_     = role_.columns_group * rows;
     row_           = first_row_ + (lane & (rows - 1));
-    scores_        = call.plan.scores + tile.row_number(call, row_) * call.plan.score_row;
-    histogram_     = reinterpret_cast<std::uint32_t*>(scratch + call.scratch.histogram) + row_ * decode::bins;
-    legal_begin_   = static_cast<unsigned>(state.rows[row_].begin - tile.hull_begin);
-    legal_count_   = static_cast<unsigned>(state.rows[row_].end - state.rows[row_].begin);
   }
 
   __device__ void run() {
@@ -97,29 +93,28 @@ class DecodeMath {
 
   /// A tile's sums become scores.
   __device__ void finish_tile(const Scoring& scoring, const typename Scoring::Sums& sum, int index, std::int32_t number) {
-    // The first tiles need not be counted, which would keep the ring full until the bins are known.
-    if (!placed_ && (number >= tile_.key_tiles / 8 || is_set(state_.is_placed[role_.columns_group], 4))) place();
+    if (!placed_) place();
     if (!counted_ && number >= tile_.counted_tiles) arrive_counted();
-    if (!listing_ && is_set(state_.is_chosen, decode::count_warps)) list_from(index);
+    if (!listing_ && __any_sync(0xffffffffu, *const_cast<const volatile std::int32_t*>(&state_.is_chosen) == decode::count_warps))
+      list_from(index);
     store_scores(scoring, sum, number);
-  }
-
-  /// Whether so many warps have said that something is there, which this warp may then read.
-  __device__ static bool is_set(const std::int32_t& said, int warps) {
-    if (!__any_sync(0xffffffffu, *const_cast<const volatile std::int32_t*>(&said) == warps)) return false;
-    __threadfence_block();
-    __syncwarp();  // not every lane has seen it
-    return true;
   }
 
   /// Learns the row's bins.
   __device__ void place() {
     ptx::mbarrier_wait(&state_.bins_placed[role_.columns_group], 0);
-    placed_ = true;
-    bins_   = state_.row_bins[row_];
+    placed_            = true;
+    const RowKeys keys = state_.rows[row_];
+    bins_              = state_.row_bins[row_];
+    legal_begin_       = static_cast<unsigned>(keys.begin - tile_.hull_begin);
+    legal_count_       = static_cast<unsigned>(keys.end - keys.begin);
+    scores_            = call_.plan.scores + tile_.row_number(call_, row_) * call_.plan.score_row;
+    histogram_         = reinterpret_cast<std::uint32_t*>(scratch_ + call_.scratch.histogram) + row_ * decode::bins;
   }
 
   __device__ void list_from(int index) {
+    __threadfence_block();
+    __syncwarp();  // not every lane has seen it
     listing_ = true;
     least_   = state_.least[row_];
     if (lane_ == 0) {
@@ -146,15 +141,11 @@ class DecodeMath {
       if (lane_ == 0) state_.row_bins[row] = bins_of_row;
     }
     __syncwarp();
-    if (lane_ == 0) {
-      __threadfence_block();
-      atomicAdd(&state_.is_placed[role_.columns_group], 1);
-      ptx::mbarrier_arrive(&state_.bins_placed[role_.columns_group]);
-    }
+    if (lane_ == 0) ptx::mbarrier_arrive(&state_.bins_placed[role_.columns_group]);
   }
 
   __device__ void store_scores(const Scoring& scoring, const typename Scoring::Sums& sum, std::int32_t number) {
-    const bool     is_counted = placed_ && number < tile_.counted_tiles && !counted_;
+    const bool     is_counted = number < tile_.counted_tiles && !counted_;
     const unsigned first = static_cast<unsigned>(number) * decode::keys, hull = static_cast<unsigned>(tile_.hull_end - tile_.hull_begin);
     scoring.for_each_score(sum, lane_, [&](int, int which, float score) {
       const unsigned at = first + key_of(which);  // in the hull
@@ -249,7 +240,6 @@ struct DecodeFunctor {
       ptx::mbarrier_init(&state.switched, decode::math_warps);
       ptx::fence_mbarrier_init();
       state.claimed = state.is_chosen = 0;
-      for (std::int32_t& placed : state.is_placed) placed = 0;
     }
     if (warp == 0 && lane < call.plan.tile_rows) {
       state.rows[lane]   = own_row;

@@ -92,8 +92,8 @@ struct DecodeState {
   std::int32_t  stage_tile[decode::most_stages];  // its number among all key tiles; -1: there are no more
   std::int32_t  tiles[most_decode_tiles];         // that the team has had, in their order
   std::int32_t  tile_count, claimed;
-  std::int32_t  first_listed[decode::math_warps];           // each math warp lists candidates from the team's so-manyth tile on
-  std::int32_t  is_chosen, is_placed[decode::math_groups];  // warps that have said so
+  std::int32_t  first_listed[decode::math_warps];  // each math warp lists candidates from the team's so-manyth tile on
+  std::int32_t  is_chosen;
   std::int32_t  ticket;
 };
 
