@@ -3,8 +3,8 @@
 #include "indexer/indexer.hpp"
 #include "indexer/indexer_tile.hpp"
 #include "sm90/device.hpp"
+#include "sm90/indexer/decode.hpp"
 #include "sm90/indexer/indexer.hpp"
-#include "sm90/indexer/stored_topk.hpp"
 #include "topk/topk.hpp"
 
 namespace Tributary::Impl {
@@ -384,8 +384,8 @@ std::size_t indexer_topk_workspace_size(const Exec& exec, const IndexerTopkArgum
   if (level == Level::portable) TopkCall<Exec>(exec, problem, output, options, layout);
   if constexpr (has_sm90<Exec>)
     if (level == Level::hopper) {
-      if (SM90::stores_scores(exec, problem, options.key_splits))
-        SM90::StoredTopk<Exec>(exec, problem, output, layout);
+      if (SM90::has_few_queries(exec, problem, options.key_splits))
+        SM90::plan_decode(exec, problem, output.top_k, layout);
       else
         HopperCall<Exec>(exec, problem, output.top_k, options, layout);
     }
@@ -405,10 +405,10 @@ void indexer_topk(const Exec& exec, const IndexerTopkArguments& arguments, const
   WorkspaceLayout layout(workspace_base("indexer_topk", workspace, indexer_topk_workspace_size(exec, arguments, options)));
   if constexpr (has_sm90<Exec>)
     if (level == Level::hopper) {
-      if (SM90::stores_scores(exec, problem, options.key_splits)) {
-        const SM90::StoredTopk<Exec> call(exec, problem, output, layout);
-        log_hopper("indexer_topk, scores stored", call.plan);
-        return call.run(exec, problem, output);
+      if (SM90::has_few_queries(exec, problem, options.key_splits)) {
+        const SM90::DecodePlan plan = SM90::plan_decode(exec, problem, output.top_k, layout);
+        if (log_enabled()) log("indexer_topk: Hopper level, few queries, " + std::to_string(plan.splits) + " parts of the keys");
+        return SM90::decode_topk(exec, problem, plan, output);
       }
       const HopperCall<Exec> call(exec, problem, output.top_k, options, layout);
       log_hopper("indexer_topk", call.plan);

@@ -11,6 +11,7 @@
 #include <sstream>
 #include <string>
 
+#include "sm90/indexer/decode.hpp"
 #include "sm90/indexer/tile.cuh"
 
 namespace TributaryTest::Emulator {
@@ -70,8 +71,8 @@ void PrintTo(const IndexerOptions& o, std::ostream* out) {
   *out << "type " << static_cast<int>(o.type) << " batch " << o.batch << " queries " << o.queries << " keys " << o.keys << " heads "
        << o.heads << " head_dim " << o.head_dim << " k " << o.top_k << " trend " << static_cast<int>(o.trend) << " ratio " << o.ratio
        << " offset " << o.query_offset << " offsets " << o.offsets << " range " << o.range << " sequences " << o.sequences << " splits "
-       << o.splits << " room " << o.room << " order " << static_cast<int>(o.order) << " specials " << o.specials << " padded " << o.padded
-       << " without_scores " << o.without_scores << " only_legal " << o.only_legal << " processors " << o.processors;
+       << o.splits << " few " << o.few << " room " << o.room << " order " << static_cast<int>(o.order) << " specials " << o.specials
+       << " padded " << o.padded << " without_scores " << o.without_scores << " processors " << o.processors;
 }
 
 IndexerData::IndexerData(const IndexerOptions& options, Random& random)
@@ -261,16 +262,22 @@ IndexerRun::IndexerRun(const IndexerOptions& options, std::uint64_t stream)
       in_(options, random_),
       o_(in_.o),
       keep_(std::max(1, std::min(o_.top_k, o_.keys))),
-      columns_(o_.sequences > 0 && !o_.only_legal ? random_.below(o_.keys + 30) : o_.keys),
+      columns_(o_.sequences > 0 ? random_.below(o_.keys + 30) : o_.keys),
       pitch_((o_.top_k > 0 ? o_.top_k : columns_) + (o_.padded ? 5 : 0)),
       indices_(o_.top_k > 0 ? std::int64_t{o_.batch} * o_.queries * pitch_ : 0),
-      ranges_(o_.only_legal ? std::int64_t{o_.batch} * o_.queries * 2 : 0),
       scores_(std::int64_t{o_.batch} * o_.queries * pitch_) {}
 
 std::string IndexerRun::run(Settings settings) {
+  settings.races = true;
   set(settings);  // the plan asks for the processors
   std::fill(indices_.begin(), indices_.end(), untouched);
   std::fill(scores_.begin(), scores_.end(), static_cast<float>(untouched));
+  if (o_.few) {
+    settings.skips = true;  // of the first stage's first round, which is the sample's
+    set(settings);
+    run_few();
+    return wrong();
+  }
   const Kokkos::Cuda               exec;
   Tributary::Impl::WorkspaceLayout counted;
   SM90::plan_indexer(exec, in_.problem, o_.top_k, o_.splits, counted);
@@ -294,7 +301,7 @@ std::string IndexerRun::run(Settings settings) {
   return wrong();
 }
 
-void IndexerRun::run_topk(const SM90::IndexerPlan& plan) {
+Tributary::Impl::TopkOutput IndexerRun::output() const {
   Tributary::Impl::TopkOutput output;
   output.indices          = indices_.data();
   output.scores           = o_.without_scores ? nullptr : scores_.data();
@@ -302,21 +309,38 @@ void IndexerRun::run_topk(const SM90::IndexerPlan& plan) {
   output.index_strides[1] = output.score_strides[1] = pitch_;
   output.top_k                                      = o_.top_k;
   output.order                                      = o_.order;
+  return output;
+}
+
+void IndexerRun::run_few() {
+  const Kokkos::Cuda               exec;
+  Tributary::Impl::WorkspaceLayout counted;
+  SM90::plan_decode(exec, in_.problem, o_.top_k, counted);
+  const GuardedArray<std::byte> workspace(static_cast<std::int64_t>(counted.size()));
+  std::fill(workspace.begin(), workspace.end(), std::byte{0x7e});
+  const auto                       base = reinterpret_cast<std::uintptr_t>(workspace.data());
+  Tributary::Impl::WorkspaceLayout layout(workspace.data() + (Tributary::Impl::WorkspaceLayout::round_up(base) - base));
+  auto                             plan = SM90::plan_decode(exec, in_.problem, o_.top_k, layout);
+  if (o_.room > 0) plan.list_capacity = std::min(plan.list_capacity, o_.room);
+  splits_ = 1;
+  SM90::decode_topk(exec, in_.problem, plan, output());
+}
+
+void IndexerRun::run_topk(const SM90::IndexerPlan& plan) {
   const GuardedArray<Entry> partials(splits_ > 1 ? std::int64_t{o_.batch} * o_.queries * splits_ * keep_ : 0);
   std::fill(partials.begin(), partials.end(), make_entry(sortable(infinity), 0));
-  SM90::indexer_topk(Kokkos::Cuda{}, in_.problem, plan, output, splits_ > 1 ? partials.data() : nullptr, keep_);
+  SM90::indexer_topk(Kokkos::Cuda{}, in_.problem, plan, output(), splits_ > 1 ? partials.data() : nullptr, keep_);
   partials_.assign(partials.begin(), partials.end());
 }
 
 void IndexerRun::run_score(const SM90::IndexerPlan& plan) {
   const Tributary::Impl::Tensor<float, 3> to{
       .data = scores_.data(), .extents = {o_.batch, o_.queries, columns_}, .strides = {std::int64_t{o_.queries} * pitch_, pitch_, 1}};
-  std::fill(ranges_.begin(), ranges_.end(), untouched);
-  SM90::indexer_score(Kokkos::Cuda{}, in_.problem, plan, to, o_.only_legal, o_.only_legal ? ranges_.data() : nullptr);
+  SM90::indexer_score(Kokkos::Cuda{}, in_.problem, plan, to);
 }
 
 std::string IndexerRun::wrong() const {
-  if (o_.top_k == 0) return wrong_ranges() + wrong_scores();
+  if (o_.top_k == 0) return wrong_scores();
   return splits_ > 1 ? wrong_partials() : wrong_topk();
 }
 
@@ -396,23 +420,10 @@ std::string IndexerRun::wrong_scores() const {
         const float got  = scores_[(std::int64_t{b} * o_.queries + row) * pitch_ + column];
         const float want = column >= columns_                    ? static_cast<float>(untouched)
                            : keys.begin <= key && key < keys.end ? in_.score(b, row, key)
-                           : o_.only_legal                       ? static_cast<float>(untouched)
                                                                  : -infinity;
         if (got != want && !(std::isnan(got) && std::isnan(want)))
           return text("batch ", b, " query ", row, " column ", column, ": ", got, ", expected ", want);
       }
-    }
-  return "";
-}
-
-std::string IndexerRun::wrong_ranges() const {
-  for (int b = 0; b < o_.batch && o_.only_legal; ++b)
-    for (int row = 0; row < o_.queries; ++row) {
-      const auto                keys = in_.keys_of(b, row);
-      const std::int32_t* const got  = ranges_.data() + (std::int64_t{b} * o_.queries + row) * 2;
-      const bool same = keys.begin < keys.end ? got[0] == keys.begin - keys.first && got[1] == keys.end - keys.first : got[0] == got[1];
-      if (!same)
-        return text("batch ", b, " query ", row, " range ", got[0], " ", got[1], ", expected keys ", keys.begin, " ", keys.end, "; ");
     }
   return "";
 }

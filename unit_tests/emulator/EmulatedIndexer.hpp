@@ -27,12 +27,12 @@ struct IndexerOptions {
   Trend        trend = Trend::none;
   std::int32_t ratio = 0, query_offset = 0;  ///< ratio 0: not causal
   bool         offsets = false, range = false;
-  int          sequences = 0;  ///< packed; 0: none
-  int          splits    = 1;  ///< 0: the plan's
-  int          room      = 0;  ///< entries of a row's buffer besides k, at least 192; 0: the plan's
+  int          sequences = 0;      ///< packed; 0: none
+  int          splits    = 1;      ///< 0: the plan's
+  bool         few       = false;  ///< the kernel for few queries; splits are then the plan's
+  int          room      = 0;      ///< entries of a row's buffer besides k, at least 192, or, of few queries, of its list; 0: the plan's
   TopkOrder    order     = TopkOrder::by_score;
   bool         specials = false, padded = false, without_scores = false;
-  bool         only_legal = false;  ///< of indexer_score, as indexer_topk asks for it where it stores scores
   int          processors = 2;
 
   static IndexerOptions any(Random& random);
@@ -95,20 +95,21 @@ class IndexerRun {
  private:
   static constexpr std::int32_t untouched = 0x7ababab;
 
-  void        run_topk(const Tributary::Impl::SM90::IndexerPlan& plan);
-  void        run_score(const Tributary::Impl::SM90::IndexerPlan& plan);
-  std::string wrong() const;
-  std::string wrong_topk() const;
-  std::string wrong_partials() const;
-  std::string wrong_scores() const;
-  std::string wrong_ranges() const;
-  std::string wrong_row(int b, int row, const std::vector<Tributary::Impl::Entry>& got) const;
+  void                        run_topk(const Tributary::Impl::SM90::IndexerPlan& plan);
+  Tributary::Impl::TopkOutput output() const;
+  void                        run_few();
+  void                        run_score(const Tributary::Impl::SM90::IndexerPlan& plan);
+  std::string                 wrong() const;
+  std::string                 wrong_topk() const;
+  std::string                 wrong_partials() const;
+  std::string                 wrong_scores() const;
+  std::string                 wrong_row(int b, int row, const std::vector<Tributary::Impl::Entry>& got) const;
 
   Random                              random_;
   IndexerData                         in_;
   const IndexerOptions&               o_;
   int                                 splits_ = 1, keep_, columns_, pitch_;
-  GuardedArray<std::int32_t>          indices_, ranges_;
+  GuardedArray<std::int32_t>          indices_;
   GuardedArray<float>                 scores_;
   std::vector<Tributary::Impl::Entry> partials_;
 };

@@ -34,7 +34,6 @@ TEST(IndexerEmulated, RandomScores) {
     Random         random(stream);
     IndexerOptions options = IndexerOptions::any(random);
     options.top_k          = 0;
-    options.only_legal     = random.one_in(2);
     run_and_check(options, stream);
     if (HasFailure()) return;
   }
@@ -49,7 +48,22 @@ TEST(IndexerEmulated, ScoresOfFewQueries) {
     options.queries        = 1 + random.below(options.heads == 64 ? 13 : 26);
     options.keys           = 1 + random.below(64 * (1 + random.below(14)));
     options.splits         = random.below(6);
-    options.only_legal     = random.one_in(2);
+    run_and_check(options, stream);
+    if (HasFailure()) return;
+  }
+}
+
+/// The kernel for few queries: one warpgroup's queries or both's, of 64 to 256 columns, few and many parts of the keys, lists that hold all
+/// candidates or do not.
+TEST(IndexerEmulated, FewQueries) {
+  for (std::uint64_t stream = 9000; stream < 9000 + 120; ++stream) {
+    Random         random(stream);
+    IndexerOptions options = IndexerOptions::any(random);
+    options.few            = true;
+    options.queries        = 1 + random.below(options.heads == 64 ? 10 : 20);
+    options.keys           = 1 + random.below(64 * (1 + random.below(20)));
+    options.room           = random.one_in(2) ? 0 : 1 + random.below(400);
+    options.processors     = 1 + random.below(6);
     run_and_check(options, stream);
     if (HasFailure()) return;
   }

@@ -75,6 +75,11 @@ std::uint64_t shuffle_up(std::uint64_t value, int distance) {
   return machine.lane->result;
 }
 
+std::uint64_t shuffle_down(std::uint64_t value, int distance) {
+  const int lane = machine.lane->lane;
+  return shuffle(value, lane + distance < 32 ? lane + distance : lane);
+}
+
 std::uint32_t ballot(bool value) {
   meet(Collective::ballot, 0, value ? 1 : 0);
   return static_cast<std::uint32_t>(machine.lane->result);
@@ -195,6 +200,18 @@ void arrive_at_named(int number, int threads, bool waits) {
 
 void bar_arrive(int barrier, int threads) { arrive_at_named(barrier, threads, false); }
 void bar_sync(int barrier, int threads) { arrive_at_named(barrier, threads, true); }
+
+bool bar_red_or(int barrier, int threads, bool yes) {
+  bool& any = machine.team(*machine.lane).any[barrier];
+  if (yes) any = true;
+  bar_sync(barrier, threads);
+  const bool result = any;
+  bar_sync(barrier, threads);
+  any = false;  // nobody says yes again before all have come
+  bar_sync(barrier, threads);
+  return result;
+}
+
 void syncthreads() { bar_sync(0, static_cast<int>(machine.team(*machine.lane).warps.size()) * 32); }
 
 }  // namespace TributaryTest::Emulator

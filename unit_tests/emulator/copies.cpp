@@ -88,11 +88,58 @@ bool advance(BulkCopy& copy, int most) {
   return copy.written == copy.count;
 }
 
+/// A thread's oldest copy or arrival, the thread that of entry `index`.
+void step_thread(std::size_t index) {
+  const Lane* const lane = machine.thread_copies[index].lane;
+  const auto        oldest =
+      std::find_if(machine.thread_copies.begin(), machine.thread_copies.end(), [&](const ThreadCopy& c) { return c.lane == lane; });
+  const ThreadCopy copy = *oldest;
+  machine.thread_copies.erase(oldest);
+  if (copy.barrier != nullptr) {
+    if (copy.barrier->pending <= 0) fail("mbarrier: more arrivals than it counts");
+    --copy.barrier->pending;
+    machine.fruitless = 0;
+    complete(*copy.barrier);
+  } else if (copy.from == nullptr) {
+    std::memset(copy.to, 0, static_cast<std::size_t>(copy.bytes));
+  } else {
+    std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.bytes));
+  }
+}
+
 }  // namespace
+
+void cp_async(std::uint32_t to, const void* from, int bytes, bool real) {
+  Lane& lane = *machine.lane;
+  Team& team = machine.team(lane);
+  if (to % static_cast<std::uint32_t>(bytes) != 0 ||
+      (real && reinterpret_cast<std::uintptr_t>(from) % static_cast<std::uintptr_t>(bytes) != 0))
+    fail("a copy that is not aligned");
+  const Range range{to, to + static_cast<std::uint32_t>(bytes)};
+  require_no_box(team, range, "a copy");
+  require_no_reader(team, range, "a copy");
+  unsigned char* const at = bytes_at(team, to, static_cast<std::uint32_t>(bytes));
+  std::memset(at, 0xff, static_cast<std::size_t>(bytes));
+  machine.thread_copies.push_back({&lane, at, real ? from : nullptr, bytes, nullptr});
+}
+
+void cp_async_mbarrier_arrive(std::uint64_t* barrier) {
+  Lane& lane = *machine.lane;
+  machine.thread_copies.push_back({&lane, nullptr, nullptr, 0, &barrier_at(machine.team(lane), barrier)});
+}
+
+void cp_async_wait_all() {
+  for (std::size_t i = 0; i < machine.thread_copies.size();)
+    if (machine.thread_copies[i].lane == machine.lane)
+      step_thread(i);
+    else
+      ++i;
+}
 
 void step_copies() {
   const Timing timing = machine.settings.copies;
   if (timing == Timing::late) return;
+  for (int i = 0; i < 64 && !machine.thread_copies.empty(); ++i) step_thread(machine.draw(machine.thread_copies.size()));
   if (!machine.boxes.empty()) {
     if (timing == Timing::early)
       deliver(0);
@@ -106,6 +153,10 @@ void step_copies() {
 }
 
 bool deliver_any_box() {
+  if (!machine.thread_copies.empty()) {
+    step_thread(machine.draw(machine.thread_copies.size()));
+    return true;
+  }
   if (machine.boxes.empty()) return false;
   const bool newest = machine.settings.copies == Timing::late && machine.draw(2) == 0;
   deliver(newest ? machine.boxes.size() - 1 : machine.draw(machine.boxes.size()));

@@ -79,7 +79,7 @@ struct Member {
 
 /// Runs `body` once for every thread of every team until all have ended.
 ///
-/// \param threads        of a team; a multiple of 128
+/// \param threads        of a team; a multiple of 32
 /// \param scratch_bytes  shared memory of a team
 /// \throws Failure on what no kernel may do, a deadlock included
 void launch(int threads, int teams, int scratch_bytes, const std::function<void(const Member&)>& body);

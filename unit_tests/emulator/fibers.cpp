@@ -115,11 +115,12 @@ void start(int threads, int teams, int scratch_bytes) {
   machine.teams.clear();
   machine.boxes.clear();
   machine.bulk_copies.clear();
+  machine.thread_copies.clear();
   machine.sleeping.clear();
   machine.fruitless = 0;
   machine.memory    = memory_of(teams);
   failure.clear();
-  if (threads % 128 != 0 || scratch_bytes > 227 * 1024) fail("a launch of ", threads, " threads, ", scratch_bytes, " bytes");
+  if (threads % 32 != 0 || scratch_bytes > 227 * 1024) fail("a launch of ", threads, " threads, ", scratch_bytes, " bytes");
   std::size_t fibers = 0;
   for (int t = 0; t < teams; ++t) {
     auto team    = std::make_unique<Team>();
@@ -215,6 +216,7 @@ void step_products() {
 void check_end() {
   if (!machine.boxes.empty()) fail("a team ended before its copies");
   if (!machine.bulk_copies.empty()) fail("a team ended before its bulk copies");
+  if (!machine.thread_copies.empty()) fail("a team ended before its threads' copies");
   int registers = 0;
   for (const auto& team : machine.teams) {
     for (std::size_t w = 0; w < team->warps.size(); ++w) {

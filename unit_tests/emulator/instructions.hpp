@@ -24,6 +24,7 @@ void          syncwarp();
 std::uint64_t shuffle(std::uint64_t value, int lane);
 std::uint64_t shuffle_xor(std::uint64_t value, int mask);
 std::uint64_t shuffle_up(std::uint64_t value, int distance);
+std::uint64_t shuffle_down(std::uint64_t value, int distance);
 std::uint32_t ballot(bool value);
 std::uint32_t reduce_max(std::uint32_t value);
 bool          any(bool value);
@@ -35,6 +36,7 @@ void mbarrier_wait(std::uint64_t* barrier, std::uint32_t parity);
 void bar_arrive(int barrier, int threads);
 void bar_sync(int barrier, int threads);
 void syncthreads();
+bool bar_red_or(int barrier, int threads, bool yes);
 
 // Fences between ordinary accesses and the copy engine or the tensor cores; acquire and release in device memory.
 void         fence_proxy_async();
@@ -71,6 +73,11 @@ void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier
 void cp_async_bulk(float* to, const float* from, int bytes, bool adds);
 void cp_async_bulk_commit_group();
 void cp_async_bulk_wait(bool read_only);
+
+// Copies of a few bytes by a thread, or zeros, done in the order in which the thread asked for them.
+void cp_async(std::uint32_t to, const void* from, int bytes, bool real);
+void cp_async_mbarrier_arrive(std::uint64_t* barrier);
+void cp_async_wait_all();
 
 // The tensor cores.
 // Operands: depth along both, across both, along A and across B; A in registers and across B, or along B.

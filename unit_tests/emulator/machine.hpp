@@ -118,6 +118,15 @@ struct BulkCopy {
   bool writes_into(const float* begin, int floats) const { return to < begin + floats && begin < to + count; }
 };
 
+/// Some bytes on their way to shared memory by a thread's own copy, or its arrival once its earlier ones have come.
+struct ThreadCopy {
+  Lane*          lane;
+  unsigned char* to;
+  const void*    from;  // null: zeros
+  int            bytes;
+  MemoryBarrier* barrier;  // null: a copy
+};
+
 struct Team {
   Member                             member{};
   std::vector<std::unique_ptr<Warp>> warps;
@@ -128,8 +137,9 @@ struct Team {
   long                               start  = 0;
   std::deque<MemoryBarrier>          barriers;
   NamedBarrier                       named[16];
-  std::map<const void*, int>         doubtful;  // where an optimistic warp swapped in what it should not have
-  std::map<const void*, Clock>       atomics;   // released to a place by atomic operations
+  bool                               any[16] = {};  // a thread at the barrier has said yes
+  std::map<const void*, int>         doubtful;      // where an optimistic warp swapped in what it should not have
+  std::map<const void*, Clock>       atomics;       // released to a place by atomic operations
   std::vector<std::uint16_t>         writer = std::vector<std::uint16_t>(largest_scratch / 4);  // 1 + thread of an unfenced word
 };
 
@@ -140,6 +150,7 @@ struct Machine {
   std::vector<std::unique_ptr<Team>> teams;
   std::deque<BoxCopy>                boxes;
   std::deque<BulkCopy>               bulk_copies;
+  std::deque<ThreadCopy>             thread_copies;
   std::vector<Lane*>                 sleeping;
   int                                fruitless = 0;  // times that sleeping lanes were woken since something happened that they may wait for
   Lane*                              lane      = nullptr;  // that runs; null in the scheduler

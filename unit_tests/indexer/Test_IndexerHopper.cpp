@@ -14,20 +14,19 @@ namespace {
 
 constexpr Level level = Level::hopper;
 
-/// Numbers of key splits: 0 lets calls as small as most of these store their scores and select from them; any other asks for the fused
-/// kernel.
-constexpr std::int64_t stored = 0, fused = 1;
+/// Numbers of key splits: 0 gives calls as small as most of these to the kernel for few queries; any other asks for the fused kernel.
+constexpr std::int64_t few = 0, fused = 1;
 
 class IndexerHopper : public HopperTest {};
 
-/// indexer_topk by stored scores, fused, and fused in parts, against the brute force.
+/// indexer_topk by the kernel for few queries, fused, and fused in parts, against the brute force.
 template <class Element>
 void expect_exact_every_way(const IndexerInputs<Element>& in, const Mask& mask, const std::vector<std::int64_t>& top_ks) {
   SCOPED_TRACE(text(in.shape()));
   const std::int64_t keys     = in.shape().keys;
   const auto         expected = expected_scores(in, mask, keys);
   for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index})
-    for (const std::int64_t splits : {stored, fused, std::int64_t{3}}) {
+    for (const std::int64_t splits : {few, fused, std::int64_t{3}}) {
       const IndexerCall<Element> call(level, in, mask, {.order = order, .key_splits = splits});
       if (order == TopkOrder::by_score) EXPECT_TRUE(same_bits(call.score(keys), expected)) << "scores, splits " << splits;
       for (const auto top_k : top_ks)
@@ -79,7 +78,7 @@ void random_shapes_and_masks(std::uint32_t stream, int count) {
     }
     expect_exact(
         level, integer_inputs<Element>(random, shape), mask, {random.integer(1, 64), random.integer(1, 1000)},
-        {.order = random.coin() ? TopkOrder::by_score : TopkOrder::by_index, .key_splits = random.coin() ? stored : random.integer(1, 5)});
+        {.order = random.coin() ? TopkOrder::by_score : TopkOrder::by_index, .key_splits = random.coin() ? few : random.integer(1, 5)});
   }
 }
 
@@ -171,8 +170,8 @@ void few_queries(std::uint32_t stream) {
     const IndexerShape shape{1, queries, keys, heads, head_dim};
     expect_exact_every_way(integer_inputs<Element>(random, shape), random_mask(random, shape), {1, random.integer(2, 600), 2048});
   }
-  // rows that topk reads in parts
-  for (const auto& [queries, keys] : std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 40000}, {3, 17001}}) {
+  // parts of many key tiles, of one tile of queries or two
+  for (const auto& [queries, keys] : std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 40000}, {3, 17001}, {7, 16003}, {11, 16001}}) {
     const IndexerShape shape{1, queries, keys, 64, 64};
     const auto         in = integer_inputs<Element>(random, shape);
     expect_exact_every_way(in, {}, {1, 512, 2048});
@@ -184,6 +183,28 @@ void few_queries(std::uint32_t stream) {
 TEST_F(IndexerHopper, FewQueriesBfloat16) { few_queries<bfloat16_t>(16); }
 TEST_F(IndexerHopper, FewQueriesHalf) { few_queries<half_t>(17); }
 TEST_F(IndexerHopper, FewQueriesFloat8) { few_queries<float8_e4m3_t>(18); }
+
+/// Every number of queries up to 16, all pairs of heads and head dimension, fewer keys than k and more, batches.
+template <class Element>
+void every_number_of_queries(std::uint32_t stream) {
+  SCOPED_TRACE(seed_text());
+  Random random(stream);
+  for (std::int64_t queries = 1; queries <= 16; ++queries)
+    for (const auto& [heads, head_dim] : dimensions) {
+      const IndexerShape shape{1 + queries % 3 / 2, queries, random.integer(1, 3000), heads, head_dim};
+      const auto         in = integer_inputs<Element>(random, shape);
+      const Mask         mask =
+          shape.batch == 1 ? random_mask(random, shape) : Mask{.ratio = 1, .query_offset = random.integer<std::int32_t>(0, 3000)};
+      for (const std::int64_t top_k : {1, 64, 512, 2048}) {
+        const TopkOrder order = random.coin() ? TopkOrder::by_score : TopkOrder::by_index;
+        expect_exact(level, in, mask, {top_k}, {.order = order});
+      }
+    }
+}
+
+TEST_F(IndexerHopper, EveryNumberOfQueriesBfloat16) { every_number_of_queries<bfloat16_t>(23); }
+TEST_F(IndexerHopper, EveryNumberOfQueriesHalf) { every_number_of_queries<half_t>(24); }
+TEST_F(IndexerHopper, EveryNumberOfQueriesFloat8) { every_number_of_queries<float8_e4m3_t>(25); }
 
 TEST_F(IndexerHopper, WarpgroupsTakeTurnsAtAnyNumberOfKeyTiles) {
   SCOPED_TRACE(seed_text());
@@ -296,7 +317,7 @@ void orders_that_fill_the_buffers(std::int64_t heads, std::int64_t head_dim) {
   for (const Values* const values : {&ascending, &descending, &equal, &sixteen, &shuffled, &worst, &half_crowded}) {
     SCOPED_TRACE("values " + std::to_string(number++));
     const auto in = inputs_with_scores<Element>(*values, 17, heads, head_dim);
-    for (const std::int64_t splits : {stored, fused}) {
+    for (const std::int64_t splits : {few, fused}) {
       const IndexerCall<Element> call(level, in, {}, {.key_splits = splits});
       for (const std::int64_t k : {1, 100, 512, 1024, 2048})
         EXPECT_TRUE(same_rows(call.topk(k), expected_of(*values, 17, k))) << "k " << k << ", splits " << splits;
@@ -314,6 +335,45 @@ TEST_F(IndexerHopper, OrdersThatFillTheBuffersBfloat16) { orders_that_fill_the_b
 TEST_F(IndexerHopper, OrdersThatFillTheBuffersFloat8) { orders_that_fill_the_buffers<float8_e4m3_t>(64, 128); }
 TEST_F(IndexerHopper, OrdersThatFillTheBuffers32Heads) { orders_that_fill_the_buffers<bfloat16_t>(32, 64); }
 
+/// Crowded bins: more candidates than the list of a row holds, or scores whose bins the sample does not foresee.
+TEST_F(IndexerHopper, CrowdedScoresOfFewQueries) {
+  SCOPED_TRACE(seed_text());
+  Random             random(26);
+  const std::int32_t keys = 60000;
+  using Values            = std::vector<std::int32_t>;
+  Values equal(keys, 77), two(keys), sixteen(keys), ascending(keys), late(keys), outliers(keys, 5);
+  for (std::int32_t s = 0; s < keys; ++s) {
+    two[s]       = s % 40 == 0 ? 900 : 800;
+    sixteen[s]   = random.integer<std::int32_t>(0, 15) * 16;
+    ascending[s] = s;
+    late[s]      = s < keys - 3000 ? s % 50 : 1000 + s % 3000;
+  }
+  for (int i = 0; i < 300; ++i) outliers[random.integer<std::size_t>(0, keys - 1)] = random.integer<std::int32_t>(0, 1 << 19);
+  int number = 0;
+  for (const Values* const values : {&equal, &two, &sixteen, &ascending, &late, &outliers}) {
+    SCOPED_TRACE("values " + std::to_string(number++));
+    for (const std::int64_t queries : {1, 3, 8, 9}) {
+      const auto in = inputs_with_scores<bfloat16_t>(*values, queries, 64, 64);
+      for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index}) {
+        const IndexerCall<bfloat16_t> call(level, in, {}, {.order = order});
+        for (const std::int64_t k : {1, 512, 2048})
+          EXPECT_TRUE(same_rows(call.topk(k), expected_of(*values, queries, k, order))) << queries << " queries, k " << k;
+      }
+    }
+  }
+}
+
+/// Parts, sums and lists are worked on by teams in an order that changes from run to run.
+TEST_F(IndexerHopper, RunsOfFewQueriesGiveTheSameBits) {
+  SCOPED_TRACE(seed_text());
+  Random random(27);
+  for (const std::int64_t queries : {1, 4, 7, 16}) {
+    const IndexerCall<half_t> call(level, normal_inputs<half_t>(random, {1, queries, 50000, 64, 128}));
+    const Rows                rows = call.topk(1000);
+    for (int i = 0; i < 5; ++i) EXPECT_TRUE(same_rows(call.topk(1000), rows)) << queries << " queries";
+  }
+}
+
 TEST_F(IndexerHopper, NanAndInfinity) {
   SCOPED_TRACE(seed_text());
   Random random(8);
@@ -329,17 +389,25 @@ TEST_F(IndexerHopper, NanAndInfinity) {
     in.weights(0, 4, 1) = infinity;
     // a NaN's bits are its own: top-k alone is compared
     const auto expected = expected_scores(in, {}, 600);
-    for (const std::int64_t splits : {stored, fused})
+    for (const std::int64_t splits : {few, fused})
       for (const std::int64_t k : {40, 600})
         EXPECT_TRUE(
             same_rows(IndexerCall<bfloat16_t>(level, in, {}, {.key_splits = splits}).topk(k), expected_indexer_topk(expected, {}, 600, k)))
             << "k " << k << ", splits " << splits;
   }
+  for (const std::int64_t queries : {1, 3, 6}) {  // many, among many keys
+    auto in = integer_inputs<half_t>(random, {1, queries, 20000, 64, 64});
+    for (int i = 0; i < 9000; ++i)
+      in.key(0, random.integer(0, 19999), random.integer(0, 63)) = half_t(random.any_of(std::vector<float>{nan, infinity, -infinity}));
+    const auto expected = expected_scores(in, {}, 20000);
+    for (const std::int64_t k : {1, 512, 2048})
+      EXPECT_TRUE(same_rows(IndexerCall<half_t>(level, in).topk(k), expected_indexer_topk(expected, {}, 20000, k))) << "k " << k;
+  }
   auto       in   = integer_inputs<float8_e4m3_t>(random, {1, 9, 5000, 64, 128});
   const auto some = [&] { return random.integer(0, 4999); };
   for (int i = 0; i < 4900; ++i) in.key(0, some(), 0).bits = 0x7f;  // nearly every key is NaN
   const auto expected = expected_scores(in, {}, 5000);
-  for (const std::int64_t splits : {stored, fused})
+  for (const std::int64_t splits : {few, fused})
     for (const std::int64_t k : {64, 2048})
       EXPECT_TRUE(same_rows(IndexerCall<float8_e4m3_t>(level, in, {}, {.key_splits = splits}).topk(k),
                             expected_indexer_topk(expected, {}, 5000, k)))
@@ -366,7 +434,7 @@ TEST_F(IndexerHopper, ScoresUpToInfinityBesideNegativeOnes) {
   for (const Mask& mask : {Mask{}, Mask{.ratio = 1, .query_offset = 290}}) {
     const auto scores = expected_scores(in, mask, 700);
     for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index})
-      for (const std::int64_t splits : {stored, fused})
+      for (const std::int64_t splits : {few, fused})
         for (const std::int64_t k : {1, 16, 33, 100, 300, 512})
           EXPECT_TRUE(same_rows(IndexerCall<bfloat16_t>(level, in, mask, {.order = order, .key_splits = splits}).topk(k),
                                 expected_indexer_topk(scores, mask, 700, k, order)))
@@ -449,7 +517,7 @@ TEST_F(IndexerHopper, StridedViews) {
       for (std::int64_t d = 0; d < 128; ++d) in.key(b, s, d) = wide.key(b, s + 3, d + 8);
   }
   const auto expected = expected_indexer_topk(expected_scores(in, {}, 140), {}, 140, 50);
-  for (const std::int64_t splits : {stored, fused}) {
+  for (const std::int64_t splits : {few, fused}) {
     auto options       = call.options;
     options.key_splits = splits;
     const View<std::int32_t, 3> all_indices("indices", 2, 20, 60);
@@ -524,7 +592,7 @@ TEST_F(IndexerHopper, TheWorkspaceIsBoundedWhateverTheQueriesAndKeys) {
     return Tributary::indexer_topk_workspace_size(Space{}, query, key, weights, indices, std::nullopt, {.level = level});
   };
   EXPECT_EQ(bytes(4096, 1024, 512), bytes(1048576, 262144, 512));
-  // where they are few the scores are stored, in 32 MiB at most
+  // where queries are few the scores are stored, in 32 MiB at most
   EXPECT_LT(bytes(1, 262144, 512), 2'000'000u);
   for (const std::int64_t top_k : {1, 512, 2048})
     for (const auto& [queries, keys] : std::vector<std::pair<std::int64_t, std::int64_t>>{
@@ -557,15 +625,15 @@ TEST_F(IndexerHopper, WhatTheWorkspaceHeldDoesNotMatter) {
   }
 }
 
-void expect_replays_read_the_inputs(std::int64_t splits) {
-  SCOPED_TRACE("splits " + std::to_string(splits));
+void expect_replays_read_the_inputs(std::int64_t splits, std::int64_t queries) {
+  SCOPED_TRACE("splits " + std::to_string(splits) + ", " + std::to_string(queries) + " queries");
   Random                        random(14);
-  const IndexerShape            shape{1, 40, 3000, 64, 128};
+  const IndexerShape            shape{1, queries, 3000, 64, 128};
   const Space                   exec = another_instance();
   const IndexerCall<bfloat16_t> call(level, integer_inputs<bfloat16_t>(random, shape), {.ratio = 1, .query_offset = 2000},
                                      {.key_splits = splits});
-  const View<std::int32_t, 3>   indices("indices", 1, 40, 100);
-  const View<float, 3>          scores("scores", 1, 40, 100);
+  const View<std::int32_t, 3>   indices("indices", 1, queries, 100);
+  const View<float, 3>          scores("scores", 1, queries, 100);
   const View<std::byte, 1>      workspace(
            "workspace", Tributary::indexer_topk_workspace_size(exec, call.query, call.key, call.weights, indices, scores, call.options));
   const auto run = [&] { Tributary::indexer_topk(exec, call.query, call.key, call.weights, indices, scores, call.options, workspace); };
@@ -584,8 +652,8 @@ void expect_replays_read_the_inputs(std::int64_t splits) {
 }
 
 TEST_F(IndexerHopper, ACapturedCallReadsTheInputsOfItsReplay) {
-  expect_replays_read_the_inputs(stored);
-  expect_replays_read_the_inputs(2);
+  for (const std::int64_t queries : {1, 3, 6, 40}) expect_replays_read_the_inputs(few, queries);
+  expect_replays_read_the_inputs(2, 40);
 }
 
 #endif

@@ -265,14 +265,11 @@ void indexer_topk(const Exec& exec, const IndexerProblem& problem, const Indexer
            .keep          = keep,
            .scores        = nullptr,
            .score_strides = {},
-           .score_columns = 0,
-           .only_legal    = false,
-           .ranges        = nullptr});
+           .score_columns = 0});
 }
 
 template <class Exec>
-void indexer_score(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const Tensor<float, 3>& scores,
-                   bool only_legal, std::int32_t* ranges) {
+void indexer_score(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const Tensor<float, 3>& scores) {
   run_any("Tributary::indexer_score::hopper", exec,
           {.problem       = problem,
            .plan          = plan,
@@ -281,15 +278,13 @@ void indexer_score(const Exec& exec, const IndexerProblem& problem, const Indexe
            .keep          = 0,
            .scores        = scores.data,
            .score_strides = {scores.strides[0], scores.strides[1]},
-           .score_columns = scores.extents[2],
-           .only_legal    = only_legal,
-           .ranges        = ranges});
+           .score_columns = scores.extents[2]});
 }
 
 using Space = Kokkos::Cuda;
 template std::string no_indexer(const Space&, const IndexerProblem&, std::int64_t);
 template IndexerPlan plan_indexer(const Space&, const IndexerProblem&, std::int64_t, std::int64_t, WorkspaceLayout&);
 template void        indexer_topk(const Space&, const IndexerProblem&, const IndexerPlan&, const TopkOutput&, Entry*, std::int64_t);
-template void        indexer_score(const Space&, const IndexerProblem&, const IndexerPlan&, const Tensor<float, 3>&, bool, std::int32_t*);
+template void        indexer_score(const Space&, const IndexerProblem&, const IndexerPlan&, const Tensor<float, 3>&);
 
 }  // namespace Tributary::Impl::SM90

@@ -48,10 +48,7 @@ template <class Exec>
 void indexer_topk(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const TopkOutput& output, Entry* partials,
                   std::int64_t keep);
 
-/// \param only_legal  leave the places of keys that are not legal as they are, instead of -infinity
-/// \param ranges      [batch][queries][2], out: the columns of each row's legal keys, [begin, end), empty or not; or null
 template <class Exec>
-void indexer_score(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const Tensor<float, 3>& scores,
-                   bool only_legal = false, std::int32_t* ranges = nullptr);
+void indexer_score(const Exec& exec, const IndexerProblem& problem, const IndexerPlan& plan, const Tensor<float, 3>& scores);
 
 }  // namespace Tributary::Impl::SM90

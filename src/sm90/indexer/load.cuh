@@ -7,15 +7,6 @@
 
 namespace Tributary::Impl::SM90 {
 
-/// The legal keys of query row `row` of a batch entry; none past the last row.
-__device__ inline RowKeys row_keys(const IndexerProblem& problem, std::int64_t batch, std::int64_t row) {
-  if (row >= problem.queries) return {0, 0, 0};
-  const Segment     segment = problem.segment(batch, row, row + 1);
-  const KeyInterval legal   = problem.legal_keys(segment, 0);
-  return {static_cast<std::int32_t>(segment.first_key + legal.begin), static_cast<std::int32_t>(segment.first_key + legal.end),
-          static_cast<std::int32_t>(segment.first_key)};
-}
-
 /// Item `number` of the queue.  The last queries of a causal call have the most keys: they go first.
 template <class Tile>
 __device__ void describe_item(const IndexerCall& call, std::int64_t number, WorkItem<Tile::queries>& item, int lane) {
@@ -27,9 +18,6 @@ __device__ void describe_item(const IndexerCall& call, std::int64_t number, Work
   const std::int64_t batch = tile % call.problem.batch, row = (call.plan.tiles - 1 - tile / call.problem.batch) * Tile::queries;
   RowKeys            keys{0, 0, 0};
   if (lane < Tile::queries) item.rows[lane] = keys = row_keys(call.problem, batch, row + lane);
-  if (call.ranges != nullptr && split == 0 && lane < Tile::queries && row + lane < call.problem.queries)
-    reinterpret_cast<int2*>(call.ranges)[batch * call.problem.queries + row + lane] = {keys.begin - keys.first_key,
-                                                                                       keys.end - keys.first_key};
   const bool         some  = keys.begin < keys.end;
   const std::int32_t begin = __reduce_min_sync(0xffffffffu, some ? keys.begin : 0x7fffffff);
   const std::int32_t end   = __reduce_max_sync(0xffffffffu, some ? keys.end : 0);

@@ -19,8 +19,6 @@ struct IndexerCall {
   std::int64_t   keep;      // entries of a partial list
   float*         scores;    // where they go; null: the candidates are collected instead
   std::int64_t   score_strides[2], score_columns;
-  bool           only_legal;  // of the scores; the others' places stay as they are
-  std::int32_t*  ranges;      // [batch][queries][2]: where to leave the columns of a row's legal keys; or null
 
   __device__ const TensorMaps* maps() const { return static_cast<const TensorMaps*>(plan.maps); }
 };

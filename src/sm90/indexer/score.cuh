@@ -1,5 +1,6 @@
 #pragma once
 #include "sm90/indexer/parameters.cuh"
+#include "sm90/indexer/relu.cuh"
 #include "sm90/indexer/tile.cuh"
 #include "sm90/ptx/barrier.cuh"
 #include "sm90/ptx/mbarrier.cuh"
@@ -19,16 +20,6 @@ struct Scoring {
   static constexpr int  head_blocks = Tile::heads / 8;  // of 8 columns
   static constexpr bool scaled      = sizeof(Element) == 1;
 
-  /// relu(NaN) = NaN.
-  __device__ static float relu(float x) {
-    float result;
-    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
-    return result;
-  }
-  /// Maxima run at half rate and, in FP8, take as long as the products: there every second ReLU is (x + |x|) / 2 on the FMA pipe, the half
-  /// folded into the weight.  Exact, since FP8 products are finite or NaN; -infinity would become NaN.
-  static constexpr bool share_relu = scaled;
-
   float weight[64];
 
   /// Of this thread's columns; zero for rows past the last.
@@ -45,7 +36,7 @@ struct Scoring {
           const int head = n * 8 + (lane & 3) * 2 + i;
           float     w    = real ? __ldg(from + head) : 0.0f;
           if (problem.query_scale != nullptr && real) w *= __ldg(scale + head);
-          weight[(q * head_blocks + n) * 2 + i] = share_relu && i == 1 ? 0.5f * w : w;
+          weight[(q * head_blocks + n) * 2 + i] = share_relu<Element> && i == 1 ? 0.5f * w : w;
         }
     }
   }
@@ -77,17 +68,10 @@ struct Scoring {
         const float w0 = weight[block * 2], w1 = weight[block * 2 + 1];
 #pragma unroll
         for (int key = 0; key < 2; ++key) {
-          const float x0 = accumulator[block * 4 + key * 2], x1 = accumulator[block * 4 + key * 2 + 1];
-          sum[key][q] = fmaf(w0, relu(x0), sum[key][q]);
-          sum[key][q] = fmaf(w1, share_relu ? x1 + fabsf(x1) : relu(x1), sum[key][q]);
+          const float* const x = accumulator + block * 4 + key * 2;
+          sum[key][q]          = add_weighted<Element>(sum[key][q], x, w0, w1);
         }
       }
-  }
-
-  /// One of two sums for itself, the other for the neighbour, who does the reverse.
-  __device__ static float trade(bool upper, float low, float high, int distance) {
-    const float keep = upper ? high : low, give = upper ? low : high;
-    return keep + __shfl_xor_sync(0xffffffffu, give, distance);
   }
 
   /// The scales of this thread's two keys; 1 where there are none.

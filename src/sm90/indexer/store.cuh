@@ -20,7 +20,7 @@ class ScoreStore {
   /// \param slot  of the item that the tiles to come belong to
   __device__ void begin(int slot) { slot_ = slot; }
 
-  /// The scores of a tile whose first key is first_key: -infinity where a key is not legal, or the legal ones alone.
+  /// The scores of a tile whose first key is first_key: -infinity where a key is not legal.
   __device__ void take(int, int, const Scores& scores, std::int32_t first_key) const {
     const auto& item      = shared_.items[slot_];
     const int   key       = first_key + warp_ * 16 + lane_ / 4;  // of the lane's first key; the other one is 8 further
@@ -35,15 +35,13 @@ class ScoreStore {
       for (int i = 0; i < 2; ++i) {
         const std::int64_t column = static_cast<std::int64_t>(key) + 8 * i - keys.first_key;
         const bool         legal  = keys.begin <= key + 8 * i && key + 8 * i < keys.end;
-        if (column >= 0 && column < call_.score_columns && (legal || !call_.only_legal))
-          to[column] = legal ? scores[r][i] : -__int_as_float(0x7f800000);
+        if (column >= 0 && column < call_.score_columns) to[column] = legal ? scores[r][i] : -__int_as_float(0x7f800000);
       }
     }
   }
 
   /// What no key tile reaches of an item's rows of scores: -infinity, by the first and the last part of the keys.
   __device__ void finish() const {
-    if (call_.only_legal) return;
     const auto& item = shared_.items[slot_];
 #pragma unroll 1
     for (int r = 0; r < Scoring<Tile>::own_rows; ++r) {

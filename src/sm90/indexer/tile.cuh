@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "sm90/indexer/indexer.hpp"
+#include "sm90/indexer/rows.cuh"
 #include "sm90/launch.cuh"
 #include "sm90/pipeline.cuh"
 #include "topk/entry.hpp"
@@ -57,11 +58,6 @@ struct IndexerTile {
   static constexpr int state_offset  = bins_offset + bin_bytes;
   static constexpr int scratch_bytes = state_offset + state_bytes;
   static_assert(scratch_bytes <= budget);
-};
-
-/// Keys of one row, as rows of the key tensor; an index is relative to first_key.
-struct RowKeys {
-  std::int32_t begin, end, first_key;
 };
 
 /// A work item: a tile of queries against a stretch of keys.

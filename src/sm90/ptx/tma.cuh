@@ -28,6 +28,21 @@ __device__ inline void cp_async_bulk_tensor(void* to, const CUtensorMap* map, st
                : "memory");
 }
 
+/// For data that are read once: they leave the second-level cache before what else is there.
+__device__ inline std::uint64_t createpolicy_evict_first() {
+  std::uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ inline void cp_async_bulk_tensor(void* to, const CUtensorMap* map, std::uint64_t* barrier, int x, int y, int z,
+                                            std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::
+          "r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
+      : "memory");
+}
+
 /// The box to the second-level cache.
 __device__ inline void cp_async_bulk_prefetch_tensor(const CUtensorMap* map, int x, int y, int z, int w) {
   asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(map), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");

@@ -1,6 +1,8 @@
 #pragma once
 #include <cstdint>
 
+#include "sm90/ptx/barrier.cuh"
+
 // Threads that work on one row together, a warp or a whole team, and what they ask each other.  Teams are warps of 32 vector lanes, so that
 // threadIdx.x is the lane and threadIdx.y the warp.
 
@@ -27,7 +29,7 @@ struct Group {
     if constexpr (warps == 1)
       __syncwarp();
     else
-      __syncthreads();
+      ptx::bar_sync(0, Threads);  // of these threads: there may be other ones
   }
 
   /// A barrier that also tells every thread whether any has said yes.
@@ -36,7 +38,7 @@ struct Group {
       __syncwarp();
       return __any_sync(full_warp, yes) != 0;
     } else {
-      return __syncthreads_or(yes ? 1 : 0) != 0;
+      return ptx::bar_red_or(0, Threads, yes);
     }
   }
 

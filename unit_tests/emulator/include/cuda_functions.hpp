@@ -10,6 +10,7 @@
 
 #define __device__
 #define __host__
+#define __forceinline__
 
 struct float2 {
   float x, y;
@@ -19,6 +20,9 @@ struct alignas(8) int2 {
 };
 struct alignas(16) float4 {
   float x, y, z, w;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
 };
 struct alignas(16) uint4 {
   unsigned x = 0, y = 0, z = 0, w = 0;
@@ -37,6 +41,8 @@ inline int      __popc(unsigned bits) { return std::popcount(bits); }
 inline int      __ffs(int bits) { return bits == 0 ? 0 : 1 + std::countr_zero(static_cast<std::uint32_t>(bits)); }
 
 inline float __int_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
+inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
+inline int   __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline int   __float2int_rz(float x) {
@@ -91,6 +97,11 @@ T __shfl_up_sync(unsigned, T value, int distance) {
   return tributary_number<T>(TributaryTest::Emulator::shuffle_up(tributary_bits(value), distance));
 }
 
+template <class T>
+T __shfl_down_sync(unsigned, T value, int distance) {
+  return tributary_number<T>(TributaryTest::Emulator::shuffle_down(tributary_bits(value), distance));
+}
+
 // Of numbers with and without sign: with the sign turned, both have the order of the latter.
 template <class T>
 T __reduce_max_sync(unsigned, T value) {
@@ -100,6 +111,12 @@ T __reduce_max_sync(unsigned, T value) {
 template <class T>
 T __reduce_min_sync(unsigned mask, T value) {
   return static_cast<T>(~__reduce_max_sync(mask, static_cast<T>(~value)));
+}
+
+template <class T>
+T __reduce_add_sync(unsigned mask, T value) {
+  for (int distance = 1; distance < 32; distance *= 2) value += __shfl_xor_sync(mask, value, distance);
+  return value;
 }
 
 template <class T>
@@ -121,6 +138,20 @@ T atomicOr(T* at, T value) {
 inline unsigned long long atomicExch(unsigned long long* at, unsigned long long value) {
   return tributary_atomic(TributaryTest::Emulator::Atomic::exchange, at, value);
 }
+inline std::uint32_t atomicCAS(std::uint32_t* at, std::uint32_t expected, std::uint32_t value) {
+  return tributary_atomic(TributaryTest::Emulator::Atomic::compare_and_swap, at, value, expected);
+}
 inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long expected, unsigned long long value) {
   return tributary_atomic(TributaryTest::Emulator::Atomic::compare_and_swap, at, value, expected);
 }
+
+// Teams are warps of 32 vector lanes.
+struct TributaryThreadIndex {
+  struct Lane {
+    operator unsigned() const { return static_cast<unsigned>(TributaryTest::Emulator::thread_of_team()) % 32; }
+  } x;
+  struct Warp {
+    operator unsigned() const { return static_cast<unsigned>(TributaryTest::Emulator::thread_of_team()) / 32; }
+  } y;
+};
+inline constexpr TributaryThreadIndex threadIdx;

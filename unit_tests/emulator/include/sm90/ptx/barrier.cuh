@@ -4,6 +4,7 @@
 namespace Tributary::Impl::SM90::ptx {
 
 using TributaryTest::Emulator::bar_arrive;
+using TributaryTest::Emulator::bar_red_or;
 using TributaryTest::Emulator::bar_sync;
 using TributaryTest::Emulator::fence_proxy_async;
 using TributaryTest::Emulator::fence_proxy_async_global;

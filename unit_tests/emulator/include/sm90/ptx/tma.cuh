@@ -8,6 +8,10 @@ namespace Tributary::Impl::SM90::ptx {
 using TributaryTest::Emulator::cp_async_bulk_commit_group;
 using TributaryTest::Emulator::cp_async_bulk_tensor;
 
+inline std::uint64_t createpolicy_evict_first() { return 0; }
+inline void          cp_async_bulk_tensor(void* to, const CUtensorMap* map, std::uint64_t* barrier, int x, int y, int z, std::uint64_t) {
+           cp_async_bulk_tensor(to, map, barrier, x, y, z);
+}
 inline void fence_proxy_tensormap(const CUtensorMap*) {}
 inline void cp_async_bulk_prefetch_tensor(const CUtensorMap*, int, int, int, int) {}
 inline void cp_async_bulk(void* to, const void* from, int bytes) {
