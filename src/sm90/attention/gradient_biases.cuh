@@ -93,7 +93,7 @@ class BiasGradientLoader : GradientLoader<Tile> {
     for (std::int64_t row = begin; row < end;) {
       Segment k = by_key.segment(batch, row, end, p.keys, p.queries);
       if (!ascending) k.keys = 0;
-      const GradientPiece piece = in_chunk(describe_keys<Tile>(call_, k, key_head), chunk);
+      const GradientPiece piece = in_chunk(describe_keys<Tile>(call_, k, key_head, true), chunk);
       // Sums are written even where there is nothing to add up.
       if (piece.query_tiles > 0 || call_.mask == nullptr) this->load(this->publish(piece));
       row += k.rows;
@@ -102,10 +102,11 @@ class BiasGradientLoader : GradientLoader<Tile> {
 
   /// The piece with those of its tiles of queries that are in a chunk.
   __device__ GradientPiece in_chunk(GradientPiece piece, std::int64_t chunk) const {
-    const std::int64_t begin = chunk * call_.chunk_tiles, end = begin + call_.chunk_tiles, after_last = piece.last_tile + 1;
-    const std::int64_t first = clip(after_last - piece.query_tiles, begin, end), after = clip(after_last, begin, end);
+    const std::int64_t begin = chunk * call_.chunk_tiles, end = begin + call_.chunk_tiles;
+    const std::int64_t first = clip(piece.first_tile, begin, end), after = clip(piece.first_tile + piece.query_tiles, begin, end);
     piece.query_tiles = static_cast<std::int32_t>(after - first);
-    piece.last_tile   = static_cast<std::int32_t>(after - 1);
+    piece.first_tile  = static_cast<std::int32_t>(first);
+    piece.behind_last = static_cast<std::int32_t>(after);
     return piece;
   }
 

@@ -23,6 +23,11 @@ void pin(float (&d)[Count]) {
 template <class Value>
 void forget(Value&) {}
 
+template <int Count>
+void move(std::uint32_t (&to)[Count], const std::uint32_t (&from)[Count]) {
+  for (int i = 0; i < Count; ++i) to[i] = from[i];
+}
+
 inline std::uint32_t uniform_low(std::uint64_t descriptor) { return static_cast<std::uint32_t>(descriptor); }
 
 template <class Element, int N, TributaryTest::Emulator::Operands TheOperands>
