@@ -73,7 +73,7 @@ template <class Exec>
 bool has_few_queries(const Exec& exec, const IndexerProblem& problem, std::int64_t key_splits) {
   const DecodePlan plan = shape_decode(exec, problem);
   return key_splits == 0 && problem.batch * plan.tiles <= exec.cuda_device_prop().multiProcessorCount / 2 &&
-         plan.rows(problem.batch) * 4 * plan.score_row <= most_score_bytes &&
+         problem.batch * problem.queries * 4 * plan.score_row <= most_score_bytes &&
          problem.keys <= std::int64_t{64} * most_decode_tiles * plan.splits;
 }
 

@@ -46,7 +46,7 @@ struct IndexerTile {
   static constexpr int front_bytes  = list_bytes > 2 * query_bytes ? list_bytes : 2 * query_bytes;
   static constexpr int group_offset = front_bytes / 2;  // a warpgroup's queries and lists never meet the other's
   static constexpr int bin_bytes    = queries * bins * 4;
-  static constexpr int state_bytes  = heads == 64 ? 3456 : 4352;
+  static constexpr int state_bytes  = heads == 64 ? 1152 : 1920;
 
   static constexpr int budget = (largest_scratch(team_warps) - scratch_alignment) / 128 * 128;
   static constexpr int room   = (budget - front_bytes - bin_bytes - state_bytes) / key_bytes;
