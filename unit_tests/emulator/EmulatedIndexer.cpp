@@ -285,7 +285,7 @@ std::string IndexerRun::run(Settings settings) {
   const auto                       base = reinterpret_cast<std::uintptr_t>(workspace.data());
   Tributary::Impl::WorkspaceLayout layout(workspace.data() + (Tributary::Impl::WorkspaceLayout::round_up(base) - base));
   auto                             plan = SM90::plan_indexer(exec, in_.problem, o_.top_k, o_.splits, layout);
-  if (o_.top_k > 0 && o_.room > 0) plan.capacity = o_.top_k + o_.room;
+  if (o_.top_k > 0 && o_.room > 0) plan.capacity = std::max(o_.top_k + o_.room, 256);  // four tiles always fit
   const GuardedArray<Entry> candidates(plan.teams * (512 / o_.heads) * std::int64_t{plan.capacity});
   plan.candidates          = candidates.data();
   splits_                  = plan.splits;

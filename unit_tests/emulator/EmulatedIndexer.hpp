@@ -30,10 +30,10 @@ struct IndexerOptions {
   int          sequences = 0;      ///< packed; 0: none
   int          splits    = 1;      ///< 0: the plan's
   bool         few       = false;  ///< the kernel for few queries; splits are then the plan's
-  int          room      = 0;      ///< entries of a row's buffer besides k, at least 192, or, of few queries, of its list; 0: the plan's
-  TopkOrder    order     = TopkOrder::by_score;
-  bool         specials = false, padded = false, without_scores = false;
-  int          processors = 2;
+  int       room  = 0;  ///< entries of a row's buffer besides k, at least 192 (with k 256), or, of few queries, of its list; 0: the plan's
+  TopkOrder order = TopkOrder::by_score;
+  bool      specials = false, padded = false, without_scores = false;
+  int       processors = 2;
 
   static IndexerOptions any(Random& random);
 };

@@ -582,6 +582,40 @@ TEST_F(IndexerHopper, WithAWorkspaceOnlyTheCallersInstanceIsUsed) {
   }
 }
 
+/// Key t gets the score t: a head for each of its digits to the base 256.
+struct NumberedKeys {
+  Kokkos::View<bfloat16_t****, Kokkos::LayoutRight, Memory> query;
+  Kokkos::View<bfloat16_t***, Kokkos::LayoutRight, Memory>  key;
+  Kokkos::View<float***, Kokkos::LayoutRight, Memory>       weights;
+
+  KOKKOS_FUNCTION void operator()(std::int64_t i) const {
+    const auto         keys = static_cast<std::int64_t>(key.extent(1));
+    const std::int64_t b = i / keys, t = i % keys;
+    for (int digit = 0; digit < 3; ++digit) {
+      key(b, t, digit) = bfloat16_t(static_cast<float>(t >> (8 * digit) & 255));
+      if (t > 0) continue;
+      query(b, 0, digit, digit) = bfloat16_t(1.0f);
+      weights(b, 0, digit)      = static_cast<float>(1 << (8 * digit));
+    }
+  }
+};
+
+TEST_F(IndexerHopper, FewQueriesOverAsManyKeysAsTwoTeamsTake) {
+  // 132 processors: two teams a query, 130048 keys are what they take at most; one tile more is the fused kernel's.
+  constexpr std::int64_t batch = 64, heads = 32, head_dim = 64, top_k = 100;
+  for (const std::int64_t keys : {130048, 130048 - 64, 130048 + 64}) {
+    const Kokkos::View<bfloat16_t****, Kokkos::LayoutRight, Memory>  query("query", batch, 1, heads, head_dim);
+    const Kokkos::View<bfloat16_t***, Kokkos::LayoutRight, Memory>   key("key", batch, keys, head_dim);
+    const Kokkos::View<float***, Kokkos::LayoutRight, Memory>        weights("weights", batch, 1, heads);
+    const Kokkos::View<std::int32_t***, Kokkos::LayoutRight, Memory> indices("indices", batch, 1, top_k);
+    Kokkos::parallel_for(Kokkos::RangePolicy<Space>(0, batch * keys), NumberedKeys{query, key, weights});
+    Tributary::indexer_topk(Space{}, query, key, weights, indices, std::nullopt, {.level = level});
+    const auto got = Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, indices);
+    for (std::int64_t b = 0; b < batch; ++b)
+      for (std::int64_t i = 0; i < top_k; ++i) ASSERT_EQ(got(b, 0, i), keys - 1 - i) << keys << " keys, batch entry " << b;
+  }
+}
+
 TEST_F(IndexerHopper, TheWorkspaceIsBoundedWhateverTheQueriesAndKeys) {
   // extents alone matter: Views of no memory
   const auto bytes = [](std::int64_t queries, std::int64_t keys, std::int64_t top_k) {

@@ -234,10 +234,10 @@ struct ClearMask {
   float*       gradient;
   std::int64_t heads, rows, columns, strides[3];
 
-  KOKKOS_FUNCTION void operator()(const RowPolicy<Kokkos::Cuda>::member_type& team) const {
-    const std::int64_t at = team.league_rank(), row = at % rows, head = at / rows % heads, batch = at / rows / heads;
-    float* const       to = gradient + batch * strides[0] + head * strides[1] + row * strides[2];
-    Kokkos::parallel_for(Kokkos::TeamThreadRange(team, columns), [&](const std::int32_t j) { to[j] = 0.0f; });
+  KOKKOS_FUNCTION void operator()(std::int64_t at) const {
+    const std::int64_t column = at % columns, row = at / columns % rows, head = at / columns / rows % heads,
+                       batch                                                     = at / columns / rows / heads;
+    gradient[batch * strides[0] + head * strides[1] + row * strides[2] + column] = 0.0f;
   }
 };
 
@@ -279,7 +279,7 @@ void run_mask(const Kokkos::Cuda& exec, BiasGradientCall call, const Tensor<floa
   const auto [batches, heads, rows, columns] = mask.extents;
   if (batches * heads * rows * columns == 0) return;
   Kokkos::parallel_for("Tributary::attention_backward::hopper::clear_mask",
-                       RowPolicy<Kokkos::Cuda>(exec, static_cast<int>(batches * heads * rows), 128),
+                       ElementPolicy<Kokkos::Cuda>(exec, 0, batches * heads * rows * columns),
                        ClearMask{mask.data, heads, rows, columns, {mask.strides[0], mask.strides[1], mask.strides[2]}});
   call.mask        = mask.data;
   call.all_batches = batches == 1 && p.batch > 1;

@@ -93,7 +93,8 @@ class Collector {
     return reinterpret_cast<std::uint32_t*>(scratch_ + Tile::bins_offset) + row * Tile::bins;
   }
   __device__ Candidate* buffer_of(int row) const { return buffer<Tile>(call_, team_, row); }
-  /// Beyond so many entries a row is marked, and cut when two more tiles have been taken.
+  /// Beyond so many candidates a row is marked, and cut when one more tile has been taken; behind them fit those of an item's last three
+  /// tiles, whose marks nobody would see.  (Four tiles always fit.)
   __device__ int limit() const { return call_.plan.capacity - 3 * Tile::keys; }
   /// Where tile j's marks go: nobody makes any there while those are read, three tiles later.
   __device__ std::uint32_t& marks(int j) const { return shared_.full[group_][j & 1]; }

@@ -71,6 +71,7 @@ class DecodeMath {
         for (int i = 0; i < 2; ++i) scales_[i] = state_.key_scales[slot][key_of(i)];
       ptx::wgmma_wait_group<0>();
       ptx::pin(accumulator);
+      __syncwarp();  // all lanes have their scales
       if (lane_ == 0) ptx::mbarrier_arrive(&state_.keys_empty[slot]);
       scoring.sum_heads(accumulator, sum, lane_);
       // Four warpgroups: while one finishes its scores the others' products keep the tensor cores busy.
@@ -108,7 +109,7 @@ class DecodeMath {
     bins_              = state_.row_bins[row_];
     legal_begin_       = static_cast<unsigned>(keys.begin - tile_.hull_begin);
     legal_count_       = static_cast<unsigned>(keys.end - keys.begin);
-    scores_            = call_.plan.scores + tile_.row_number(call_, row_) * call_.plan.score_row;
+    scores_            = tile_.scores(call_, row_);
     histogram_         = reinterpret_cast<std::uint32_t*>(scratch_ + call_.scratch.histogram) + row_ * decode::bins;
   }
 
@@ -146,13 +147,12 @@ class DecodeMath {
 
   __device__ void store_scores(const Scoring& scoring, const typename Scoring::Sums& sum, std::int32_t number) {
     const bool     is_counted = number < tile_.counted_tiles && !counted_;
-    const unsigned first = static_cast<unsigned>(number) * decode::keys, hull = static_cast<unsigned>(tile_.hull_end - tile_.hull_begin);
+    const unsigned first      = static_cast<unsigned>(number) * decode::keys;
     scoring.for_each_score(sum, lane_, [&](int, int which, float score) {
       const unsigned at = first + key_of(which);  // in the hull
-      if (at >= hull) return;
+      if (at - legal_begin_ >= legal_count_) return;
       if constexpr (Row::scaled) score *= which == 0 ? scales_[0] : scales_[1];
       scores_[at] = score;
-      if (at - legal_begin_ >= legal_count_) return;
       if (is_counted) atomicAdd(histogram_ + bins_(score), 1u);
       if (const std::uint32_t image = sortable(score); image >= least_) list(image, at);
     });
@@ -318,7 +318,7 @@ DecodePlan plan_decode(const Exec& exec, const IndexerProblem& p, std::int64_t t
   plan.list_capacity = static_cast<std::int32_t>(std::clamp<std::int64_t>(share, plan.keep + plan.keep / 2 + 512, usual));
   plan.pool_capacity = std::max(pool_sizes(plan.keep, p.keys).capacity, plan.list_capacity);
   plan.map           = layout.take<CUtensorMap>(1);
-  plan.scores        = layout.take<float>(rows * plan.score_row);
+  plan.scores        = layout.take<float>(p.batch * p.queries * plan.score_row);
   plan.candidates    = layout.take<Entry>(rows * plan.list_capacity);
   plan.zero_count    = rows * (decode::bins + 2) + tiles * 3;
   plan.zeros         = layout.take<std::uint32_t>(plan.zero_count);

@@ -24,8 +24,9 @@ struct DecodePlan {
 
   void* map;  // of the keys, for the copy engine
 
+  float* scores;  // [batch][queries][score_row]: of the row's legal keys, in their places in the hull of the tile's
+
   // [batch][tiles][tile_rows]
-  float* scores;      // [...][score_row]: of the keys in the hull of the tile's legal ones
   Entry* candidates;  // [...][list_capacity]
   // Zero before the kernel starts:
   std::uint32_t* zeros;
@@ -38,8 +39,8 @@ struct DecodePlan {
   std::int64_t rows(std::int64_t batch) const { return batch * tiles * tile_rows; }
 };
 
-/// Key tiles that a team can have: the others' share, too, where a chip is half in use.
-inline constexpr int most_decode_tiles = 1024;
+/// Keys of a tile; tiles that a team has room for, and that every team surely takes before it asks for no more.
+inline constexpr int decode_tile_keys = 64, most_decode_tiles = 1024, sure_decode_tiles = most_decode_tiles - 8;
 
 /// What the scores of a call may take of the workspace: little enough that they are still in the second-level cache (50 MB) when they are
 /// read again.
@@ -65,8 +66,7 @@ DecodePlan shape_decode(const Exec& exec, const IndexerProblem& problem) {
 
 /// Whether a call is one of few queries; else its keys are selected by the fused kernel.
 ///
-/// Where tiles of queries fill half of the chip the fused kernel is faster (S 1024, 2048 and 4096 with T = S / 4: 30, 71 and 178 us, in its
-/// form of commit 780d972, against 36, 75 and 199 with stored scores).
+/// Where tiles of queries fill half of the chip the fused kernel is faster.
 ///
 /// \param key_splits  of the options: a call that names a number of parts gets the fused kernel in these
 template <class Exec>
@@ -74,7 +74,7 @@ bool has_few_queries(const Exec& exec, const IndexerProblem& problem, std::int64
   const DecodePlan plan = shape_decode(exec, problem);
   return key_splits == 0 && problem.batch * plan.tiles <= exec.cuda_device_prop().multiProcessorCount / 2 &&
          problem.batch * problem.queries * 4 * plan.score_row <= most_score_bytes &&
-         problem.keys <= std::int64_t{64} * most_decode_tiles * plan.splits;
+         problem.keys <= std::int64_t{decode_tile_keys} * sure_decode_tiles * plan.splits;
 }
 
 template <class Exec>

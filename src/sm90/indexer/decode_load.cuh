@@ -76,6 +76,7 @@ class KeyTileQueue {
 
  private:
   static constexpr int at_once = 2;
+  static_assert(sure_decode_tiles <= most_decode_tiles - 3 * at_once);
 
   __device__ void ask() {
     if (is_asking_) asked_ = count_ < most_decode_tiles - 2 * at_once ? atomicAdd(next_, at_once) : no_more;
@@ -126,6 +127,7 @@ __device__ void load_keys(const DecodeCall& call, const DecodeTile& tile, Decode
   const std::uint64_t policy = ptx::createpolicy_evict_first();
   for (std::int32_t number = queue.draw(); number < tile.key_tiles; number = queue.draw()) {
     ptx::mbarrier_wait(&state.keys_empty[slot], round ^ 1);
+    __syncwarp();  // a lane that came late would find the next round begun, and wait for ever
     const std::int32_t key = tile.first_key(number);
     if constexpr (Row::scaled) {
       const float* const scales = call.problem.key_scale + tile.batch * call.problem.key_scale_stride;
@@ -151,6 +153,7 @@ __device__ void load_keys(const DecodeCall& call, const DecodeTile& tile, Decode
   // Every warpgroup is told that there are no more.
   for (int i = 0; i < decode::math_groups / call.plan.groups; ++i, next()) {
     ptx::mbarrier_wait(&state.keys_empty[slot], round ^ 1);
+    __syncwarp();
     if constexpr (Row::scaled) ptx::cp_async_mbarrier_arrive(&state.keys_full[slot]);
     if (lane == 0) {
       state.stage_tile[slot] = -1;

@@ -119,7 +119,7 @@ __device__ inline void list_earlier(const DecodeCall& call, const DecodeTile& ti
     first = __shfl_sync(0xffffffffu, first, 0);
     if (first >= tiles) return;
     for (int row = 0; row < rows; ++row) {
-      const float* const  from  = call.plan.scores + tile.row_number(call, row) * call.plan.score_row;
+      const float* const  from  = tile.scores(call, row);
       const RowKeys       keys  = state.rows[row];
       const std::uint32_t least = state.least[row];
       float4              score[loads];
@@ -130,7 +130,9 @@ __device__ inline void list_earlier(const DecodeCall& call, const DecodeTile& ti
                   warpgroup = (order + 1) % (decode::math_groups / groups) * groups + row / rows_of_group;
         at[i]               = -1;
         if (order >= tiles || order + 1 >= state.first_listed[warpgroup * 4 + own / 16]) continue;
-        at[i]    = state.tiles[order] * decode::keys + own;
+        at[i] = state.tiles[order] * decode::keys + own;
+        if (at[i] >= tile.hull_end - tile.hull_begin) at[i] = -1;
+        if (at[i] < 0) continue;
         score[i] = __ldcg(reinterpret_cast<const float4*>(from + at[i]));
       }
 #pragma unroll
@@ -264,7 +266,7 @@ struct DecodeSelection {
     if (is_all && call.output.order == TopkOrder::by_score && rank_list(row, list, static_cast<int>(listed))) return;
     Pool                pool(scratch, plan.keep, plan.keep + plan.keep / 4, plan.pool_capacity);
     const RowKeys       keys   = state.rows[row];
-    const float* const  scores = plan.scores + number * plan.score_row + (keys.begin - tile.hull_begin);
+    const float* const  scores = tile.scores(call, row) + (keys.begin - tile.hull_begin);
     const std::uint32_t index  = static_cast<std::uint32_t>(keys.begin - keys.first_key);
     constexpr int       each   = 8;
     const int           count  = is_all ? static_cast<int>(listed) : keys.end - keys.begin;

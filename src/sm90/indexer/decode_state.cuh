@@ -18,9 +18,9 @@ constexpr int load_warp = math_warps, first_count_warp = math_warps + 1, count_w
 constexpr int team_warps = math_warps + 4, team_threads = 32 * team_warps;
 constexpr int math_registers = 104, other_registers = 64;  // 640 threads start with 96: 4 x 104 + 64 = 5 x 96
 
-constexpr int keys        = 64;  // of a tile: wgmma's M
-constexpr int most_rows   = 16;  // of a tile of queries
-constexpr int most_stages = 8;   // 128 KiB on their way to an SM: more would only wait longer, and the sample behind them
+constexpr int keys        = decode_tile_keys;  // wgmma's M
+constexpr int most_rows   = 16;                // of a tile of queries
+constexpr int most_stages = 8;                 // 128 KiB on their way to an SM: more would only wait longer, and the sample behind them
 constexpr int bins        = 512;
 
 // Named barriers; 0 is the selection's.
@@ -126,6 +126,10 @@ struct DecodeTile {
   __device__ int rows(const DecodeCall& call) const { return min(call.plan.tile_rows, static_cast<int>(call.problem.queries) - first_row); }
   __device__ std::int64_t row_number(const DecodeCall& call, int row) const {
     return static_cast<std::int64_t>(number) * call.plan.tile_rows + row;
+  }
+  /// Of one of the rows that exist: where the scores of its keys go, by their places in the hull.
+  __device__ float* scores(const DecodeCall& call, int row) const {
+    return call.plan.scores + (batch * call.problem.queries + first_row + row) * call.plan.score_row;
   }
   __device__ std::int32_t first_key(std::int32_t key_tile) const { return hull_begin + key_tile * decode::keys; }
 

@@ -27,7 +27,6 @@ __device__ void score(const IndexerCall& call, SharedState<Tile>& shared, unsign
   const std::uint64_t keys_descriptor = ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + Tile::keys_offset));
   const std::uint64_t queries_descriptor =
       ptx::matrix_descriptor<Tile::panel_bytes>(ptx::shared_address(scratch + group * Tile::group_offset));
-  const auto                 keys = static_cast<std::int32_t>(call.problem.keys);
   Sink                       sink(call, shared, scratch, team, warp, lane);
   RingPosition<Tile::stages> stage;
   std::uint32_t              round   = 0;
@@ -44,14 +43,9 @@ __device__ void score(const IndexerCall& call, SharedState<Tile>& shared, unsign
     scoring.load_weights(call.problem, batch, item.row + item.first_row(group), lane);
     float                             accumulator[128], sum[2][Tile::group_queries];
     typename Scoring<Tile>::KeyScales key_scales;  // of the tile whose sums these are
-    const float*                      all_scales = nullptr;
-    if constexpr (Scoring<Tile>::scaled) {
-      all_scales = call.problem.key_scale + batch * call.problem.key_scale_stride;
-      ptx::forget(all_scales);  // it is not worked out again for every tile
-    }
-    std::int32_t  first_key = 0;
-    std::uint32_t full      = 0;  // rows to be cut before the next tile
-    const auto    take      = [&](int j) {
+    std::int32_t                      first_key = 0;
+    std::uint32_t                     full      = 0;  // rows to be cut before the next tile
+    const auto                        take      = [&](int j) {
       typename Scoring<Tile>::Scores scores;
       Scoring<Tile>::add_lanes(sum, key_scales, scores, lane);
       sink.take(j, key_tiles, scores, first_key);
@@ -77,7 +71,7 @@ __device__ void score(const IndexerCall& call, SharedState<Tile>& shared, unsign
       ptx::bar_arrive(other_turn, 256);
       if (j > first_tile && j > Sink::opening) take(j - 1);  // the tile before, while this one is multiplied
       first_key = shared.stage_key[stage.slot];
-      if constexpr (Scoring<Tile>::scaled) key_scales.load(all_scales, keys, first_key + warp_in_group * 16, lane);
+      if constexpr (Tile::has_scales) key_scales.read(shared.key_scales[stage.slot], warp_in_group, lane);
       __syncwarp();
       ptx::wgmma_wait_group<0>();
       ptx::pin(accumulator);
@@ -129,21 +123,24 @@ struct IndexerFunctor {
       ptx::setmaxnreg_dec<other_registers>();
       if (warp == load_warp)
         load<Tile>(call, shared, scratch, team.league_rank(), team.league_size(), lane);
-      else if constexpr (Sink::opening > 0)
-        if (warp == threshold_warp) raise_thresholds<Tile>(call, shared, scratch, lane);
+      else if (Sink::opening > 0 && warp == threshold_warp)
+        raise_thresholds<Tile>(call, shared, scratch, lane);
+      else if (Tile::has_scales && warp == scale_warp)
+        load_scales<Tile>(call, shared, lane);
     }
     exit_thread();
   }
 
   __device__ static void initialise(SharedState<Tile>& shared) {
     for (int i = 0; i < Tile::stages; ++i) {
-      ptx::mbarrier_init(&shared.keys_full[i], 1);
+      ptx::mbarrier_init(&shared.keys_full[i], Tile::has_scales ? 2 : 1);
       ptx::mbarrier_init(&shared.keys_empty[i], math_warps);
     }
     for (int i = 0; i < 2; ++i) {
       ptx::mbarrier_init(&shared.queries_full[i], 1);
       ptx::mbarrier_init(&shared.queries_empty[i], math_warps / 2);
       ptx::mbarrier_init(&shared.item_full[i], 1);
+      if (Tile::has_scales) ptx::mbarrier_init(&shared.scales_know[i], 1);
       shared.full[0][i] = shared.full[1][i] = 0;
     }
     for (RowState& row : shared.rows) row.count = 0;
@@ -250,7 +247,7 @@ IndexerPlan plan_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t
   plan.capacity   = top_k == 0 ? 0 : (top_k <= 1024 ? 7168 : 10240);
   plan.maps       = layout.take<TensorMaps>(1);
   plan.next_item  = layout.take<std::int32_t>(1);
-  plan.candidates = layout.take<Entry>(plan.teams * tile_queries(p) * plan.capacity);
+  plan.candidates = layout.take<std::uint64_t>(plan.teams * tile_queries(p) * plan.capacity);
   return plan;
 }
 

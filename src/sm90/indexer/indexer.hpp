@@ -17,13 +17,13 @@ std::string no_indexer(const Exec& exec, const IndexerProblem& problem, std::int
 
 /// How a call is cut, and its part of the workspace.
 struct IndexerPlan {
-  std::int64_t  tiles;   // of queries, in each batch entry
-  std::int32_t  splits;  // parts of a tile's keys, each a work item
-  std::int32_t  teams;
-  std::int32_t  capacity;    // entries of a row's buffer
-  void*         maps;        // of queries and keys, for the copy engine
-  std::int32_t* next_item;   // the queue of work items
-  Entry*        candidates;  // [teams][queries of a tile][capacity]
+  std::int64_t   tiles;   // of queries, in each batch entry
+  std::int32_t   splits;  // parts of a tile's keys, each a work item
+  std::int32_t   teams;
+  std::int32_t   capacity;    // entries of a row's buffer
+  void*          maps;        // of queries and keys, for the copy engine
+  std::int32_t*  next_item;   // the queue of work items
+  std::uint64_t* candidates;  // [teams][queries of a tile][capacity], as select.cuh makes them
 
   KOKKOS_INLINE_FUNCTION std::int64_t items(std::int64_t batch) const { return batch * tiles * splits; }
 };

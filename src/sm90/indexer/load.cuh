@@ -84,6 +84,7 @@ __device__ void load(const IndexerCall& call, SharedState<Tile>& shared, unsigne
   std::uint32_t              round = 0;
   for (std::int64_t number = team;; round ^= 1) {
     auto& item = shared.items[item_at.slot];  // the one before the last is done: the last one's queries have come
+    if constexpr (Tile::has_scales) ptx::mbarrier_wait(&shared.scales_know[item_at.slot], item_at.round ^ 1);
     describe_item<Tile>(call, number, item, lane);
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&shared.item_full[item_at.slot]);
@@ -111,6 +112,31 @@ __device__ void load(const IndexerCall& call, SharedState<Tile>& shared, unsigne
     // A team's first item is its own number, the next ones come from the queue.
     if (lane == 0) number = teams + static_cast<std::int64_t>(atomicAdd(call.plan.next_item, 1));
     number = __shfl_sync(0xffffffffu, number, 0);
+  }
+}
+
+/// Another warp: the scales of the keys of each stage.
+template <class Tile>
+__device__ void load_scales(const IndexerCall& call, SharedState<Tile>& shared, int lane) {
+  const auto                 keys = static_cast<std::int32_t>(call.problem.keys);
+  RingPosition<Tile::stages> stage;
+  for (RingPosition<2> item_at;; item_at.next()) {
+    ptx::mbarrier_wait(&shared.item_full[item_at.slot], item_at.round);
+    const auto&        item  = shared.items[item_at.slot];
+    const std::int32_t batch = item.batch, first = item.key, key_tiles = item.key_tiles;
+    KeyTileOrder       order(key_tiles, item.period, item.stride);
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(&shared.scales_know[item_at.slot]);
+    if (batch < 0) return;
+    const float* const scales = call.problem.key_scale + batch * call.problem.key_scale_stride;
+    for (int j = 0; j < key_tiles; ++j, order.next(), stage.next()) {
+      const std::int32_t key = first + order.at * Tile::keys + lane / 8 * 16 + lane % 8;
+      const float2 pair = {__ldg(scales + min(key, keys - 1)), __ldg(scales + min(key + 8, keys - 1))};  // past the last: of no legal key
+      ptx::mbarrier_wait(&shared.keys_empty[stage.slot], stage.round ^ 1);
+      shared.key_scales[stage.slot][lane] = pair;
+      __syncwarp();
+      if (lane == 0) ptx::mbarrier_arrive(&shared.keys_full[stage.slot]);
+    }
   }
 }
 

@@ -15,10 +15,9 @@ namespace Tributary::Impl::SM90 {
 
 template <class Tile>
 struct Scoring {
-  using Element                     = typename Tile::Element;
-  static constexpr int  queries     = Tile::group_queries;
-  static constexpr int  head_blocks = Tile::heads / 8;  // of 8 columns
-  static constexpr bool scaled      = sizeof(Element) == 1;
+  using Element                    = typename Tile::Element;
+  static constexpr int queries     = Tile::group_queries;
+  static constexpr int head_blocks = Tile::heads / 8;  // of 8 columns
 
   float weight[64];
 
@@ -78,13 +77,10 @@ struct Scoring {
   struct KeyScales {
     float of[2] = {1.0f, 1.0f};
 
-    /// \param all  the scales of the batch entry's `keys` keys
-    __device__ void load(const float* all, std::int32_t keys, std::int32_t warp_key, int lane) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const std::int32_t key = warp_key + i * 8 + (lane >> 2);
-        of[i]                  = key < keys ? __ldg(all + key) : 0.0f;
-      }
+    /// \param all  of a stage's keys
+    __device__ void read(const float2 (&all)[Tile::keys / 2], int warp_in_group, int lane) {
+      const float2 pair = all[warp_in_group * 8 + lane / 4];
+      of[0] = pair.x, of[1] = pair.y;
     }
   };
 
@@ -101,7 +97,7 @@ struct Scoring {
       for (int key = 0; key < 2; ++key) {
         const float(&s)[queries] = sum[key];
         float score              = trade(bit1, trade(bit0, s[q], s[q + 1], 1), trade(bit0, s[q + 2], s[q + 3], 1), 2);
-        if constexpr (scaled) score *= scales.of[key];
+        if constexpr (Tile::has_scales) score *= scales.of[key];
         scores[q / 4][key] = score;
       }
   }

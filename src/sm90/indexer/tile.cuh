@@ -13,7 +13,7 @@ namespace Tributary::Impl::SM90 {
 
 /// Warps of a team.  Two warpgroups multiply; of a third one two warps have the roles below, the others end at once.
 inline constexpr int math_warps = 8, team_warps = 12, team_threads = 32 * team_warps;
-inline constexpr int load_warp = 8, threshold_warp = 9;
+inline constexpr int load_warp = 8, threshold_warp = 9, scale_warp = 10;
 
 /// 168 registers a thread at the start, divided anew: 2 x 232 + 40 = 3 x 168.
 inline constexpr int math_registers = 232, other_registers = 40;
@@ -24,10 +24,11 @@ struct IndexerTile {
   static constexpr int heads    = Heads_;
   static constexpr int head_dim = HeadDim_;
 
-  static constexpr int row_bytes   = HeadDim_ * static_cast<int>(sizeof(Element));
-  static constexpr int panel_bytes = row_bytes < 128 ? row_bytes : 128;  // what a swizzle spans
-  static constexpr int panels      = row_bytes / panel_bytes;
-  static constexpr int steps       = row_bytes / 32;  // of wgmma's k
+  static constexpr int  row_bytes   = HeadDim_ * static_cast<int>(sizeof(Element));
+  static constexpr bool has_scales  = sizeof(Element) == 1;               // of queries' heads and of keys
+  static constexpr int  panel_bytes = row_bytes < 128 ? row_bytes : 128;  // what a swizzle spans
+  static constexpr int  panels      = row_bytes / panel_bytes;
+  static constexpr int  steps       = row_bytes / 32;  // of wgmma's k
 
   // A wgmma multiplies 64 keys by 256 heads: 256 halves what the tensor cores read of the keys against 128, and a full accumulator is all
   // that a warpgroup's registers hold.
@@ -46,7 +47,7 @@ struct IndexerTile {
   static constexpr int front_bytes  = list_bytes > 2 * query_bytes ? list_bytes : 2 * query_bytes;
   static constexpr int group_offset = front_bytes / 2;  // a warpgroup's queries and lists never meet the other's
   static constexpr int bin_bytes    = queries * bins * 4;
-  static constexpr int state_bytes  = heads == 64 ? 1152 : 1920;
+  static constexpr int state_bytes  = (heads == 64 ? 1408 : 2176) + (has_scales ? 9 * keys * 4 : 0);
 
   static constexpr int budget = (largest_scratch(team_warps) - scratch_alignment) / 128 * 128;
   static constexpr int room   = (budget - front_bytes - bin_bytes - state_bytes) / key_bytes;
@@ -155,14 +156,15 @@ template <class Tile>
 struct SharedState {
   std::uint64_t           keys_full[Tile::stages], keys_empty[Tile::stages];
   std::uint64_t           queries_full[2], queries_empty[2];
-  std::uint64_t           item_full[2];
+  std::uint64_t           item_full[2], scales_know[2];
   RejectedScore           rejected[Tile::queries];
   float2                  extents[Tile::queries][4];  // of a row's first scores, seen by each warp
   RowState                rows[Tile::queries];
   WorkItem<Tile::queries> items[2];
-  std::uint32_t           full[2][2];               // rows of a group, a bit each, whose buffers are to be cut
-  std::int32_t            stage_key[Tile::stages];  // row of the stage's first key
-  std::int32_t            math_warps_left;
+  std::uint32_t           full[2][2];                                            // rows of a group, a bit each, whose buffers are to be cut
+  std::int32_t            stage_key[Tile::stages];                               // row of the stage's first key
+  float2       key_scales[Tile::has_scales ? Tile::stages : 1][Tile::keys / 2];  // of keys 16 w + r and 8 further in place 8 w + r
+  std::int32_t math_warps_left;
 };
 
 }  // namespace Tributary::Impl::SM90

@@ -230,7 +230,7 @@ class Candidates {
     for (int i = 0; i < each; ++i) {
       if (Offsets) histogram_[Bins + i * Threads + Team::rank()] = above;
       if (above < wanted) {
-        if (counts[i] > crowd) control_->crowded = 1;
+        if (counts[i] > crowd) atomicOr(&control_->crowded, 1);
         if (above + counts[i] >= wanted) {
           control_->bin    = Team::rank() * each + i;
           control_->above  = above;
