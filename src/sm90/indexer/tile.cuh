@@ -11,7 +11,7 @@
 
 namespace Tributary::Impl::SM90 {
 
-/// Warps of a team.  Two warpgroups multiply; of a third one two warps have the roles below, the others end at once.
+/// Warps of a team.  Two warpgroups multiply; of a third one some warps have the roles below, the others end at once.
 inline constexpr int math_warps = 8, team_warps = 12, team_threads = 32 * team_warps;
 inline constexpr int load_warp = 8, threshold_warp = 9, scale_warp = 10;
 
