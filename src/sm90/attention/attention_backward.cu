@@ -4,6 +4,7 @@
 #include "sm90/attention/gradient_sums.cuh"
 #include "sm90/attention/gradient_wide.cuh"
 #include "sm90/prepare.cuh"
+#include "sm90/roles.cuh"
 
 // Gradients of queries, keys and values in one sweep: tiles of keys against the stream of queries that see them.
 //
@@ -20,21 +21,15 @@ namespace Tributary::Impl::SM90 {
 namespace {
 
 template <class Tile>
-struct AttentionBackwardFunctor {
+struct AttentionBackwardKernel {
   AttentionBackwardCall call;
 
-  KOKKOS_FUNCTION void operator()(const Member& team) const {
-    KOKKOS_IF_ON_DEVICE((run(team);))
-    KOKKOS_IF_ON_HOST((static_cast<void>(team);))
-  }
+  KOKKOS_INLINE_FUNCTION static constexpr int scratch_bytes() { return Tile::scratch_bytes; }
 
- private:
-  __device__ void run(const Member& team) const {
-    unsigned char* const scratch = aligned_scratch(team, Tile::scratch_bytes);
-    auto&                shared  = *reinterpret_cast<GradientShared<Tile>*>(scratch + Tile::state_offset);
+  __device__ void run(const Member&, unsigned char* scratch, int warp, int lane) const {
+    auto& shared = *reinterpret_cast<GradientShared<Tile>*>(scratch + Tile::state_offset);
     static_assert(sizeof(shared) <= Tile::state_bytes);
-    const int thread = thread_of_team(), warp = __shfl_sync(0xffffffffu, thread / 32, 0), lane = thread % 32;
-    if (thread == 0) initialise(shared);
+    if (thread_of_team() == 0) initialise(shared);
     __syncthreads();
     // One branch a warpgroup: each divides the registers once.
     if (warp < Tile::math_warps) {
@@ -52,9 +47,9 @@ struct AttentionBackwardFunctor {
       else if (warp >= Tile::math_warps + 2 && lane == 0)
         add_queries<Tile>(call, shared, scratch, warp - Tile::math_warps - 2);
     }
-    exit_thread();
   }
 
+ private:
   __device__ void initialise(GradientShared<Tile>& shared) const {
     ptx::mbarrier_init(&shared.keys_full, 1);
     ptx::mbarrier_init(&shared.keys_clean, 1);
@@ -92,8 +87,7 @@ template <class Tile>
 void run(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, const void* grad_out, const std::int64_t (&grad_out_strides)[3]) {
   const GradientMaps maps = gradient_maps<Tile>(call.problem, grad_out, grad_out_strides);
   prepare_maps("Tributary::attention_backward::hopper::prepare", exec, maps, call.plan.maps, call.plan.next_item);
-  launch_teams<Tile::team_threads, 1>("Tributary::attention_backward::hopper", exec, call.plan.teams, Tile::scratch_bytes,
-                                      AttentionBackwardFunctor<Tile>{call});
+  launch_roles<Tile::team_threads>("Tributary::attention_backward::hopper", exec, call.plan.teams, AttentionBackwardKernel<Tile>{call});
 }
 
 Scores gradient_scores(const AttentionProblem& p) { return plain_scores(p) && p.sink == nullptr ? Scores::plain : Scores::biased; }

@@ -2,6 +2,7 @@
 #include "sm90/attention/gradient_biases.cuh"
 #include "sm90/attention/gradient_warp.cuh"
 #include "sm90/prepare.cuh"
+#include "sm90/roles.cuh"
 
 // Gradients of what is added to scores: of the additive mask, of ALiBi's slopes, of the table of relative positions.
 //
@@ -180,21 +181,15 @@ class BiasDifferentiator : GradientWarp<Tile> {
 };
 
 template <class Tile>
-struct BiasGradientFunctor {
+struct BiasGradientKernel {
   BiasGradientCall call;
 
-  KOKKOS_FUNCTION void operator()(const Member& team) const {
-    KOKKOS_IF_ON_DEVICE((run(team);))
-    KOKKOS_IF_ON_HOST((static_cast<void>(team);))
-  }
+  KOKKOS_INLINE_FUNCTION static constexpr int scratch_bytes() { return Tile::scratch_bytes; }
 
- private:
-  __device__ void run(const Member& team) const {
-    unsigned char* const scratch = aligned_scratch(team, Tile::scratch_bytes);
-    auto&                shared  = *reinterpret_cast<GradientShared<Tile>*>(scratch + Tile::state_offset);
+  __device__ void run(const Member&, unsigned char* scratch, int warp, int lane) const {
+    auto& shared = *reinterpret_cast<GradientShared<Tile>*>(scratch + Tile::state_offset);
     static_assert(sizeof(shared) <= Tile::state_bytes);
-    const int thread = thread_of_team(), warp = __shfl_sync(0xffffffffu, thread / 32, 0), lane = thread % 32;
-    if (thread == 0) initialise(shared);
+    if (thread_of_team() == 0) initialise(shared);
     __syncthreads();
     if (warp < Tile::math_warps) {
       ptx::setmaxnreg_inc<Tile::math_registers>();
@@ -206,9 +201,9 @@ struct BiasGradientFunctor {
       else if (warp == Tile::math_warps + 1 && has_rows_to_clean(call.problem))
         clean_tiles<Tile>(call, shared, scratch, lane);
     }
-    exit_thread();
   }
 
+ private:
   __device__ void initialise(GradientShared<Tile>& shared) const {
     ptx::mbarrier_init(&shared.keys_full, 1);
     ptx::mbarrier_init(&shared.keys_clean, 1);
@@ -253,8 +248,7 @@ void run(const Kokkos::Cuda& exec, const BiasGradientCall& call, const GradOut& 
   prepare_maps("Tributary::attention_backward::hopper::prepare_biases", exec,
                gradient_maps<Tile>(call.problem, grad_out.data, grad_out.strides), call.plan.maps, call.plan.next_item);
   const auto teams = static_cast<int>(std::min<std::int64_t>(exec.cuda_device_prop().multiProcessorCount, call.bias_items()));
-  launch_teams<Tile::team_threads, 1>("Tributary::attention_backward::hopper::biases", exec, teams, Tile::scratch_bytes,
-                                      BiasGradientFunctor<Tile>{call});
+  launch_roles<Tile::team_threads>("Tributary::attention_backward::hopper::biases", exec, teams, BiasGradientKernel<Tile>{call});
 }
 
 /// Sums over queries, as many buckets at a time as shared memory holds.
@@ -324,20 +318,8 @@ template <class Exec>
 void bias_gradients(const Exec& exec, const AttentionProblem& problem, const BucketTable& buckets, const RowStatistics& statistics,
                     const void* grad_out, const std::int64_t (&grad_out_strides)[3], const AttentionBackwardPlan& backward,
                     const WantedBiasGradients& wanted, const BiasGradientPlan& plan) {
-  constexpr std::int64_t all_tiles = std::int64_t{1} << 31;
-  const BiasGradientCall call{{problem, buckets, statistics, backward, {}, {}},
-                              nullptr,
-                              nullptr,
-                              nullptr,
-                              0,
-                              0,
-                              nullptr,
-                              {},
-                              false,
-                              false,
-                              plan.blocks,
-                              all_tiles,
-                              1};
+  BiasGradientCall call{{problem, buckets, statistics, backward, {}, {}}};
+  call.blocks = plan.blocks;
   if (problem.type == ElementType::bfloat16)
     run_dimensions<bfloat16_t>(exec, call, plan, wanted, {grad_out, grad_out_strides});
   else

@@ -7,6 +7,7 @@
 #include "sm90/attention/transpose_values.cuh"
 #include "sm90/prepare.cuh"
 #include "sm90/ptx/wgmma.cuh"
+#include "sm90/roles.cuh"
 
 // O = softmax(x) V, tiles of queries against a stream of tiles of keys and values.
 //
@@ -299,21 +300,15 @@ class Attender {
 };
 
 template <class Tile>
-struct AttentionForwardFunctor {
+struct AttentionForwardKernel {
   AttentionForwardCall call;
 
-  KOKKOS_FUNCTION void operator()(const Member& team) const {
-    KOKKOS_IF_ON_DEVICE((run(team);))
-    KOKKOS_IF_ON_HOST((static_cast<void>(team);))
-  }
+  KOKKOS_INLINE_FUNCTION static constexpr int scratch_bytes() { return Tile::scratch_bytes; }
 
- private:
-  __device__ void run(const Member& team) const {
-    unsigned char* const scratch = aligned_scratch(team, Tile::scratch_bytes);
-    auto&                shared  = *reinterpret_cast<AttentionShared<Tile>*>(scratch + Tile::state_offset);
+  __device__ void run(const Member& team, unsigned char* scratch, int warp, int lane) const {
+    auto& shared = *reinterpret_cast<AttentionShared<Tile>*>(scratch + Tile::state_offset);
     static_assert(sizeof(shared) <= Tile::state_bytes);
-    const int thread = thread_of_team(), warp = __shfl_sync(0xffffffffu, thread / 32, 0), lane = thread % 32;
-    if (thread == 0) initialise(shared);
+    if (thread_of_team() == 0) initialise(shared);
     __syncthreads();
     // One branch a warpgroup: each divides the registers once.
     if (warp < Tile::math_warps) {
@@ -329,9 +324,9 @@ struct AttentionForwardFunctor {
         if (warp == Tile::math_warps + 1 && has_rows_to_clean(call.problem)) clean_values<Tile>(call, shared, scratch, lane);
       }
     }
-    exit_thread();
   }
 
+ private:
   __device__ void initialise(AttentionShared<Tile>& shared) const {
     ptx::mbarrier_init(&shared.query_full, 1);
     ptx::mbarrier_init(&shared.query_empty, Tile::math_warps);
@@ -369,8 +364,7 @@ void run(const Kokkos::Cuda& exec, const AttentionForwardCall& call) {
   }();
   if constexpr (Tile::e4m3) transpose_values(exec, p, call.plan);
   prepare_maps("Tributary::attention_forward::hopper::prepare", exec, maps, call.plan.maps, call.plan.next_item);
-  launch_teams<Tile::team_threads, 1>("Tributary::attention_forward::hopper", exec, call.plan.teams, Tile::scratch_bytes,
-                                      AttentionForwardFunctor<Tile>{call});
+  launch_roles<Tile::team_threads>("Tributary::attention_forward::hopper", exec, call.plan.teams, AttentionForwardKernel<Tile>{call});
 }
 
 int tile_rows(const AttentionProblem& p) {

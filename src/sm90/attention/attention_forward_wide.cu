@@ -5,6 +5,7 @@
 #include "sm90/attention/wide_load.cuh"
 #include "sm90/prepare.cuh"
 #include "sm90/ptx/wgmma.cuh"
+#include "sm90/roles.cuh"
 
 // O = softmax(x) V for head dimensions beyond 256, where the sums of 64 rows fill the registers of two warpgroups.
 //
@@ -307,20 +308,14 @@ class WideAttender {
 };
 
 template <class Tile>
-struct WideAttentionFunctor {
+struct WideAttentionKernel {
   AttentionForwardCall call;
 
-  KOKKOS_FUNCTION void operator()(const Member& team) const {
-    KOKKOS_IF_ON_DEVICE((run(team);))
-    KOKKOS_IF_ON_HOST((static_cast<void>(team);))
-  }
+  KOKKOS_INLINE_FUNCTION static constexpr int scratch_bytes() { return wide_scratch_bytes<Tile>; }
 
- private:
-  __device__ void run(const Member& team) const {
-    unsigned char* const scratch = aligned_scratch(team, wide_scratch_bytes<Tile>);
-    auto&                shared  = *reinterpret_cast<WideShared<Tile>*>(scratch + Tile::handover_offset);
-    const int            thread = thread_of_team(), warp = __shfl_sync(0xffffffffu, thread / 32, 0), lane = thread % 32;
-    if (thread == 0) initialise(shared);
+  __device__ void run(const Member& team, unsigned char* scratch, int warp, int lane) const {
+    auto& shared = *reinterpret_cast<WideShared<Tile>*>(scratch + Tile::handover_offset);
+    if (thread_of_team() == 0) initialise(shared);
     __syncthreads();
     // One branch a warpgroup: each divides the registers once.
     if (warp < Tile::group_warps) {
@@ -335,9 +330,9 @@ struct WideAttentionFunctor {
       if (warp == Tile::math_warps + 1 && has_rows_to_clean(call.problem)) clean_wide_values<Tile>(call, shared, scratch, lane);
       if (warp == Tile::math_warps + 2 && lane == 0) WideDealer<Tile>(call, shared).run(team.league_rank(), team.league_size());
     }
-    exit_thread();
   }
 
+ private:
   __device__ void initialise(WideShared<Tile>& shared) const {
     ptx::mbarrier_init(&shared.query_full, 1);
     ptx::mbarrier_init(&shared.query_empty, Tile::group_warps);
@@ -376,8 +371,7 @@ void run(const Kokkos::Cuda& exec, const AttentionForwardCall& call) {
              .query = query, .key = map_of(p.key, p.key_strides, p.head_dim), .value = map_of(p.value, p.value_strides, p.value_dim)};
   }();
   prepare_maps("Tributary::attention_forward::hopper::prepare", exec, maps, call.plan.maps, call.plan.next_item);
-  launch_teams<Tile::team_threads, 1>("Tributary::attention_forward::hopper::wide", exec, call.plan.teams, wide_scratch_bytes<Tile>,
-                                      WideAttentionFunctor<Tile>{call});
+  launch_roles<Tile::team_threads>("Tributary::attention_forward::hopper::wide", exec, call.plan.teams, WideAttentionKernel<Tile>{call});
 }
 
 // The instantiations for head dimensions beyond 256.

@@ -1,4 +1,6 @@
 #pragma once
+#include <limits>
+
 #include "sm90/attention/gradient_load.cuh"
 
 // Of the kernel of gradients of biases: sizes, parameters, loading.
@@ -41,14 +43,15 @@ struct BiasGradientTile {
 
 /// One launch of the kernel: for sums over queries, or for a mask with a row a query.
 struct BiasGradientCall : AttentionBackwardCall {
-  float *      alibi_keys, *mask_keys, *bucket_sums;  // of BiasGradientPlan; null: not here
-  std::int32_t first_bucket, bucket_count;            // of the table, here
-  float*       mask;                                  // null: not here
-  std::int64_t mask_strides[3];                       // batch, head, row; 0 where the mask is the same
-  bool         all_batches, all_heads;                // an item takes them one after another, since the mask is the same for them
+  float *      alibi_keys = nullptr, *mask_keys = nullptr, *bucket_sums = nullptr;  // of BiasGradientPlan; null: not here
+  std::int32_t first_bucket = 0, bucket_count = 0;                                  // of the table, here
+  float*       mask            = nullptr;                                           // null: not here
+  std::int64_t mask_strides[3] = {};                                                // batch, head, row; 0 where the mask is the same
+  bool         all_batches = false, all_heads = false;  // an item takes them one after another, since the mask is the same for them
 
-  std::int64_t blocks;               // of keys
-  std::int64_t chunk_tiles, chunks;  // tiles of queries that an item has of each sequence, and how many such parts there are
+  std::int64_t blocks      = 0;                                         // of keys
+  std::int64_t chunk_tiles = std::numeric_limits<std::int32_t>::max();  // of queries, that an item has of each sequence: all
+  std::int64_t chunks      = 1;                                         // how many such parts there are
 
   KOKKOS_INLINE_FUNCTION std::int64_t batch_groups() const { return all_batches ? 1 : problem.batch; }
   KOKKOS_INLINE_FUNCTION std::int64_t head_groups() const { return all_heads ? 1 : problem.key_heads; }

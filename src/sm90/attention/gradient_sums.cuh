@@ -17,7 +17,7 @@ KOKKOS_INLINE_FUNCTION int place_in_part(int query, int column) {
 /// How many blocks of keys come before the piece's, of those that the step's queries see: blocks are drawn in order of keys, or the other
 /// way round.
 template <class Tile>
-__device__ std::int32_t turn_of(const AttentionProblem& p, const GradientPiece& piece, const GradientStep<Tile>& step) {
+__device__ std::int32_t turn_of(const GradientPiece& piece, const GradientStep<Tile>& step) {
   const std::int32_t start = piece.key_row - piece.first_key, block = piece.key_row / Tile::keys;  // start: row of the sequence's first key
   if (piece.direction < 0) {
     const std::int32_t seen = piece.left < 0 ? 0 : max(step.position(piece) - piece.left, 0);
@@ -43,7 +43,7 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
     GradientStep<Tile> step(p, piece);
     for (std::int32_t n = 0; n < steps; ++n, adder_at.next(), step.next(piece)) {
       if (!Tile::wide && adder_at.slot != adder) continue;
-      const std::int32_t  turn  = turn_of(p, piece, step);
+      const std::int32_t  turn  = turn_of(piece, step);
       const std::int64_t  at    = (piece.first_slot + step.tile) * std::int64_t{p.heads} + step.head;
       std::int32_t* const turns = call.plan.turns + at * Tile::turns + (Tile::wide ? adder : 0);
       if (p.deterministic) {

@@ -26,7 +26,8 @@ __device__ inline float just_below(std::uint32_t image) {
 template <class Tile>
 class Collector {
  public:
-  using Scores = typename Scoring<Tile>::Scores;
+  using Scores                   = typename Scoring<Tile>::Scores;
+  static constexpr bool collects = true;
   /// Tiles whose scores are taken before the next one is multiplied.
   static constexpr int  opening        = 2;
   static constexpr bool shares_queries = false;

@@ -3,7 +3,7 @@
 #include "sm90/indexer/decode_load.cuh"
 #include "sm90/indexer/decode_score.cuh"
 #include "sm90/indexer/decode_select.cuh"
-#include "sm90/launch.cuh"
+#include "sm90/roles.cuh"
 #include "sm90/tensor_map.hpp"
 
 // indexer_topk for few queries against many keys: one kernel, after one that zeroes its counters.
@@ -130,7 +130,7 @@ class DecodeMath {
   __device__ void take_sample(const Scoring& scoring, const typename Scoring::Sums& sum) {
     const RowKeys       keys   = state_.rows[row_];
     DecodeSample* const sample = reinterpret_cast<DecodeSample*>(scratch_ + call_.scratch.list);
-    scoring.for_each_score(sum, lane_, [&](int, int which, float score) {
+    scoring.for_each_score(sum, lane_, [&](int which, float score) {
       const int          place = key_of(which);
       const std::int32_t key   = tile_.sample_key(place);
       if constexpr (Row::scaled) score *= which == 0 ? scales_[0] : scales_[1];
@@ -148,7 +148,7 @@ class DecodeMath {
   __device__ void store_scores(const Scoring& scoring, const typename Scoring::Sums& sum, std::int32_t number) {
     const bool     is_counted = number < tile_.counted_tiles && !counted_;
     const unsigned first      = static_cast<unsigned>(number) * decode::keys;
-    scoring.for_each_score(sum, lane_, [&](int, int which, float score) {
+    scoring.for_each_score(sum, lane_, [&](int which, float score) {
       const unsigned at = first + key_of(which);  // in the hull
       if (at - legal_begin_ >= legal_count_) return;
       if constexpr (Row::scaled) score *= which == 0 ? scales_[0] : scales_[1];
@@ -181,21 +181,15 @@ class DecodeMath {
 };
 
 template <class Row, int Columns>
-struct DecodeFunctor {
+struct DecodeKernel {
   DecodeCall call;
 
-  KOKKOS_FUNCTION void operator()(const Member& team) const {
-    KOKKOS_IF_ON_DEVICE((run(team);))
-    KOKKOS_IF_ON_HOST((static_cast<void>(team);))
-  }
+  KOKKOS_INLINE_FUNCTION int scratch_bytes() const { return call.scratch.end; }
 
- private:
-  __device__ void run(const Member& team) const {
-    unsigned char* const scratch = aligned_scratch(team, call.scratch.end);
-    auto&                state   = *reinterpret_cast<DecodeState*>(scratch + call.scratch.state);
-    const int            thread = thread_of_team(), warp = __shfl_sync(0xffffffffu, thread / 32, 0), lane = thread % 32;
-    RowKeys              own_row;
-    const DecodeTile     tile(call, team.league_rank(), lane, own_row);
+  __device__ void run(const Member& team, unsigned char* scratch, int warp, int lane) const {
+    auto&            state = *reinterpret_cast<DecodeState*>(scratch + call.scratch.state);
+    RowKeys          own_row;
+    const DecodeTile tile(call, team.league_rank(), lane, own_row);
     // One branch a warpgroup: each divides the registers once.
     if (warp < decode::math_warps) {
       ptx::setmaxnreg_inc<decode::math_registers>();
@@ -220,9 +214,9 @@ struct DecodeFunctor {
         ptx::bar_sync(decode::math_barrier, decode::math_threads + decode::count_threads);
       }
     }
-    exit_thread();
   }
 
+ private:
   __device__ void initialise_ring(DecodeState& state) const {
     for (int i = 0; i < call.scratch.stages; ++i) {
       ptx::mbarrier_init(&state.keys_full[i], Row::scaled ? 33 : 1);
@@ -293,9 +287,8 @@ void run(const Kokkos::Cuda& exec, const IndexerProblem& problem, const DecodePl
   Kokkos::parallel_for("Tributary::indexer_topk::hopper_decode_prepare", ElementPolicy<Kokkos::Cuda>(exec, 0, plan.zero_count),
                        Prepare{map, static_cast<CUtensorMap*>(plan.map), plan.zeros});
   const DecodeCall call{problem, plan, divide_scratch<Row, Columns>(plan), output};
-  launch_teams<decode::team_threads, 1>("Tributary::indexer_topk::hopper_decode", exec,
-                                        static_cast<int>(problem.batch * plan.tiles * plan.splits), call.scratch.end,
-                                        DecodeFunctor<Row, Columns>{call});
+  launch_roles<decode::team_threads>("Tributary::indexer_topk::hopper_decode", exec,
+                                     static_cast<int>(problem.batch * plan.tiles * plan.splits), DecodeKernel<Row, Columns>{call});
 }
 
 // The instantiations of this level.

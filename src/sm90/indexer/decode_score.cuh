@@ -78,7 +78,8 @@ struct DecodeScoring {
     }
   }
 
-  /// Adds up the sums of four neighbouring lanes and calls function(query of the warpgroup, which of the two keys, score), each once.
+  /// Adds up the sums of four neighbouring lanes and calls function(which of the two keys, score) for those that are this lane's: of the
+  /// query lane % (queries of the warpgroup).
   template <class Function>
   __device__ void for_each_score(const Sums& sum, int lane, const Function& function) const {
     const bool bit0 = (lane & 1) != 0, bit1 = (lane & 2) != 0;
@@ -88,19 +89,18 @@ struct DecodeScoring {
       constexpr int rows = decltype(rows_tag)::value, step = decltype(step_tag)::value, from = step - 1;
       if constexpr (rows == 1) {
         const float first = add(add(sum[0][from], 1), 2), second = add(add(sum[1][from], 1), 2);
-        if (!bit1) function(0, lane & 1, bit0 ? second : first);
+        if (!bit1) function(lane & 1, bit0 ? second : first);
       } else if constexpr (rows == 2) {
         const float first  = add(trade(bit0, sum[0][from], sum[0][from + step], 1), 2);
         const float second = add(trade(bit0, sum[1][from], sum[1][from + step], 1), 2);
-        function(lane & 1, (lane >> 1) & 1, bit1 ? second : first);
+        function((lane >> 1) & 1, bit1 ? second : first);
       } else {
+        static_assert(rows == 4);
 #pragma unroll
-        for (int row = 0; row < rows; row += 4)
-#pragma unroll
-          for (int key = 0; key < 2; ++key) {
-            const float* const s = sum[key] + from + row * step;
-            function(row + (lane & 3), key, trade(bit1, trade(bit0, s[0], s[step], 1), trade(bit0, s[2 * step], s[3 * step], 1), 2));
-          }
+        for (int key = 0; key < 2; ++key) {
+          const float* const s = sum[key] + from;
+          function(key, trade(bit1, trade(bit0, s[0], s[step], 1), trade(bit0, s[2 * step], s[3 * step], 1), 2));
+        }
       }
     };
     using std::integral_constant;

@@ -17,11 +17,11 @@ namespace Tributary::Impl::SM90 {
 __device__ inline DecodeBins place_bins(const DecodeSample& sample, int lane) {
   // Of eight groups of eight scores the middle one of the greatest, and of the least: some 92 and 8 % of the scores are below these, and a
   // few outliers change them little.
-  constexpr float infinity = 3.402823466e38f;
-  const float     own[2]   = {sample[lane], sample[lane + 32]};
-  float           most = -infinity, least = infinity;
+  constexpr float largest = 3.402823466e38f;
+  const float     own[2]  = {sample[lane], sample[lane + 32]};
+  float           most = -largest, least = largest;
   for (const float score : own)
-    if (fabsf(score) <= infinity) most = fmaxf(most, score), least = fminf(least, score);
+    if (fabsf(score) <= largest) most = fmaxf(most, score), least = fminf(least, score);
 #pragma unroll
   for (int distance = 8; distance < 32; distance *= 2) {
     most  = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, distance));
@@ -126,14 +126,12 @@ __device__ inline void list_earlier(const DecodeCall& call, const DecodeTile& ti
       std::int32_t        at[loads];  // in the hull; -1: not to be looked at
 #pragma unroll
       for (int i = 0; i < loads; ++i) {
-        const int order     = first + 2 * i + lane / 16,
-                  warpgroup = (order + 1) % (decode::math_groups / groups) * groups + row / rows_of_group;
-        at[i]               = -1;
-        if (order >= tiles || order + 1 >= state.first_listed[warpgroup * 4 + own / 16]) continue;
-        at[i] = state.tiles[order] * decode::keys + own;
-        if (at[i] >= tile.hull_end - tile.hull_begin) at[i] = -1;
-        if (at[i] < 0) continue;
-        score[i] = __ldcg(reinterpret_cast<const float4*>(from + at[i]));
+        const int order       = first + 2 * i + lane / 16,
+                  warpgroup   = (order + 1) % (decode::math_groups / groups) * groups + row / rows_of_group;
+        const bool is_earlier = order < tiles && order + 1 < state.first_listed[warpgroup * 4 + own / 16];
+        const int  place      = is_earlier ? state.tiles[order] * decode::keys + own : 0x7fffffff;
+        at[i]                 = place < tile.hull_end - tile.hull_begin ? place : -1;
+        if (at[i] >= 0) score[i] = __ldcg(reinterpret_cast<const float4*>(from + at[i]));
       }
 #pragma unroll
       for (int i = 0; i < loads; ++i) {
@@ -169,7 +167,7 @@ __device__ inline void count_scores(const DecodeCall& call, const DecodeTile& ti
     __threadfence();
     atomicAdd(plan.counted + tile.number, 1);
     // Not for ever: teams that have not started may be waiting for this one's place.
-    for (int i = 0; i < 100 && ptx::ld_acquire(plan.counted + tile.number) < plan.splits * decode::count_warps; ++i) {
+    for (int i = 0; i < decode::count_polls && ptx::ld_acquire(plan.counted + tile.number) < plan.splits * decode::count_warps; ++i) {
     }
   }
   __syncwarp();
@@ -245,7 +243,7 @@ struct DecodeSelection {
   __device__ bool wait_for_all(int row) const {
     const std::int32_t* const finished = call.plan.finished + tile.number;
     const auto                done     = [&] { return ptx::ld_acquire(finished) == call.plan.splits; };
-    for (int i = 0; i < 1000; ++i)
+    for (int i = 0; i < decode::end_polls; ++i)
       if (done()) return true;
     if (atomicCAS(call.plan.owner + tile.row_number(call, row), std::uint32_t{waiting}, std::uint32_t{gone}) == waiting) return false;
     while (!done()) {
@@ -322,24 +320,17 @@ struct DecodeSelection {
       sorted[offsets[bin_of(score_of(entry))] + places[i]] = entry;
     }
     Team::sync();
-    const TopkOutput&   output  = call.output;
-    const std::int64_t  number  = tile.first_row + row;
-    std::int32_t* const indices = output.indices + tile.batch * output.index_strides[0] + number * output.index_strides[1];
-    float* const        scores =
-        output.scores == nullptr ? nullptr : output.scores + tile.batch * output.score_strides[0] + number * output.score_strides[1];
-    const auto put = [&](int rank, std::int32_t index, float score) {
-      indices[rank] = index;
-      if (scores != nullptr) scores[rank] = score;
-    };
+    const TopkOutput& output = call.output;
+    const TopkRow     out(output, tile.batch, tile.first_row + row);
     for (int i = thread; i < listed; i += threads) {
       const Entry entry = sorted[i];
       const int   bin = bin_of(score_of(entry)), begin = offsets[bin], end = begin + counts[bin];
       if (begin >= output.top_k) break;
       int rank = begin;
       for (int other = begin; other < end; ++other) rank += sorted[other] > entry ? 1 : 0;
-      if (rank < output.top_k) put(rank, index_of(entry), score_of(entry));
+      if (rank < output.top_k) out.put(rank, entry);
     }
-    for (std::int64_t i = listed + thread; i < output.top_k; i += threads) put(static_cast<int>(i), -1, __uint_as_float(0xff800000u));
+    for (std::int64_t i = listed + thread; i < output.top_k; i += threads) out.pad(i);
     return true;
   }
 };

@@ -23,6 +23,10 @@ constexpr int most_rows   = 16;                // of a tile of queries
 constexpr int most_stages = 8;                 // 128 KiB on their way to an SM: more would only wait longer, and the sample behind them
 constexpr int bins        = 512;
 
+// How often a team looks whether the others have come as far, counting and at the end, before it goes on without them: a read of the
+// second-level cache each.
+constexpr int count_polls = 100, end_polls = 1000;
+
 // Named barriers; 0 is the selection's.
 constexpr int ready_barrier = 1, math_barrier = 2, group_barrier = 3;
 
@@ -47,29 +51,34 @@ struct DecodeCall {
 /// the distance from the low one.  They suit whatever scale and place the scores have; a bin number never falls as the score rises, which
 /// is all that correctness needs.
 struct DecodeBins {
+  static constexpr int linear = 128, of_doubling = 64;
+
   float low, scale;  // scale 0: all in one bin
 
-  __device__ int operator()(float score) const {
+  __device__ int operator()(float score) const { return bin<1>(score); }
+  /// Each bin in so many, a power of 2.
+  template <int Fineness>
+  __device__ int bin(float score) const {
     // The intrinsics are not fused with what made the score: a score must fall into one bin wherever it is asked for.
-    const float at     = __fmul_rn(__fsub_rn(score, low), scale);
-    const int   linear = max(0, __float2int_rz(at));
-    const int   beyond = min(128 + ((__float_as_int(at) - __float_as_int(128.0f)) >> 17), decode::bins - 1);
-    return at >= 128.0f ? beyond : min(linear, 127);  // NaN goes to bin 0
+    const float   at    = __fmul_rn(__fsub_rn(score, low), scale);
+    constexpr int shift = 23 - log2_of(Fineness * of_doubling), first_beyond = Fineness * linear;
+    const int     near = max(0, __float2int_rz(at * static_cast<float>(Fineness)));
+    const int     far =
+        min(first_beyond + ((__float_as_int(at) - __float_as_int(static_cast<float>(linear))) >> shift), Fineness * decode::bins - 1);
+    return at >= static_cast<float>(linear) ? far : min(near, first_beyond - 1);  // NaN goes to bin 0
   }
+
+ private:
+  static constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
 };
 
-/// The same, four times as fine: to rank a row's candidates.
+/// Four times as fine: to rank a row's candidates.
 struct FineBins {
-  static constexpr int count = 4 * decode::bins;
+  static constexpr int fineness = 4, count = fineness * decode::bins;
 
   DecodeBins bins;
 
-  __device__ int operator()(float score) const {
-    const float at     = __fmul_rn(__fsub_rn(score, bins.low), bins.scale);
-    const int   linear = max(0, __float2int_rz(at * 4.0f));
-    const int   beyond = min(512 + ((__float_as_int(at) - __float_as_int(128.0f)) >> 15), count - 1);
-    return at >= 128.0f ? beyond : min(linear, 511);
-  }
+  __device__ int operator()(float score) const { return bins.bin<fineness>(score); }
 };
 
 /// Scores of a sample of keys.

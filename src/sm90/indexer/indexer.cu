@@ -9,6 +9,7 @@
 #include "sm90/indexer/score.cuh"
 #include "sm90/indexer/store.cuh"
 #include "sm90/prepare.cuh"
+#include "sm90/roles.cuh"
 #include "sm90/tensor_map.hpp"
 
 // Scores of tiles of queries against a stream of key tiles, and the k best keys of every query.
@@ -54,7 +55,7 @@ __device__ void score(const IndexerCall& call, SharedState<Tile>& shared, unsign
     for (int j = 0; j < key_tiles; ++j, stage.next()) {
       if (((j ^ group) & shared_queries) != 0) continue;  // the other one's, which also releases it
       if constexpr (!Sink::shares_queries) ptx::mbarrier_wait(&shared.keys_full[stage.slot], stage.round);
-      if constexpr (Sink::opening > 0)
+      if constexpr (Sink::collects)
         if (full != 0) [[unlikely]]
           sink.cut_rows(j, full);
       const std::uint32_t key   = ptx::uniform_low(keys_descriptor + stage.slot * (Tile::key_bytes / 16));
@@ -76,9 +77,9 @@ __device__ void score(const IndexerCall& call, SharedState<Tile>& shared, unsign
       ptx::wgmma_wait_group<0>();
       ptx::pin(accumulator);
       if (lane == 0) ptx::mbarrier_arrive(&shared.keys_empty[stage.slot], 1 + shared_queries);
-      if constexpr (Sink::opening > 0) full = sink.full_rows(j + 1);
+      if constexpr (Sink::collects) full = sink.full_rows(j + 1);
       scoring.sum_heads(accumulator, sum);
-      if constexpr (Sink::opening > 0)
+      if constexpr (Sink::collects)
         if (j < Sink::opening) [[unlikely]] {  // now, when the accumulators leave room for it
           typename Scoring<Tile>::Scores scores;
           Scoring<Tile>::add_lanes(sum, key_scales, scores, lane);
@@ -99,21 +100,15 @@ __device__ void score(const IndexerCall& call, SharedState<Tile>& shared, unsign
 }
 
 template <class Tile, class Sink>
-struct IndexerFunctor {
+struct IndexerKernel {
   IndexerCall call;
 
-  KOKKOS_FUNCTION void operator()(const Member& team) const {
-    KOKKOS_IF_ON_DEVICE((run(team);))
-    KOKKOS_IF_ON_HOST((static_cast<void>(team);))
-  }
+  KOKKOS_INLINE_FUNCTION static constexpr int scratch_bytes() { return Tile::scratch_bytes; }
 
- private:
-  __device__ void run(const Member& team) const {
-    unsigned char* const scratch = aligned_scratch(team, Tile::scratch_bytes);
-    auto&                shared  = *reinterpret_cast<SharedState<Tile>*>(scratch + Tile::state_offset);
+  __device__ void run(const Member& team, unsigned char* scratch, int warp, int lane) const {
+    auto& shared = *reinterpret_cast<SharedState<Tile>*>(scratch + Tile::state_offset);
     static_assert(sizeof(shared) <= Tile::state_bytes);
-    const int thread = thread_of_team(), warp = __shfl_sync(0xffffffffu, thread / 32, 0), lane = thread % 32;
-    if (thread == 0) initialise(shared);
+    if (thread_of_team() == 0) initialise(shared);
     __syncthreads();
     // One branch a warpgroup: each divides the registers once.
     if (warp < math_warps) {
@@ -123,14 +118,14 @@ struct IndexerFunctor {
       ptx::setmaxnreg_dec<other_registers>();
       if (warp == load_warp)
         load<Tile>(call, shared, scratch, team.league_rank(), team.league_size(), lane);
-      else if (Sink::opening > 0 && warp == threshold_warp)
+      else if (Sink::collects && warp == threshold_warp)
         raise_thresholds<Tile>(call, shared, scratch, lane);
       else if (Tile::has_scales && warp == scale_warp)
         load_scales<Tile>(call, shared, lane);
     }
-    exit_thread();
   }
 
+ private:
   __device__ static void initialise(SharedState<Tile>& shared) {
     for (int i = 0; i < Tile::stages; ++i) {
       ptx::mbarrier_init(&shared.keys_full[i], Tile::has_scales ? 2 : 1);
@@ -164,7 +159,7 @@ void run(const char* label, const Kokkos::Cuda& exec, const IndexerCall& call) {
           {.extents = {p.head_dim, p.keys, p.batch}, .strides = {p.key_strides[1], p.key_strides[0]}, .box = {panel, Tile::keys, 1}})};
   prepare_maps("Tributary::indexer::hopper::prepare", exec, maps, call.plan.maps, call.plan.next_item);
   const auto launch = [&]<class Sink>(std::type_identity<Sink>) {
-    launch_teams<team_threads, 1>(label, exec, call.plan.teams, Tile::scratch_bytes, IndexerFunctor<Tile, Sink>{call});
+    launch_roles<team_threads>(label, exec, call.plan.teams, IndexerKernel<Tile, Sink>{call});
   };
   if (call.scores == nullptr)
     launch(std::type_identity<Collector<Tile>>{});

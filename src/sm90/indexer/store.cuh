@@ -11,6 +11,7 @@ template <class Tile>
 class ScoreStore {
  public:
   using Scores                         = typename Scoring<Tile>::Scores;
+  static constexpr bool collects       = false;
   static constexpr int  opening        = 0;
   static constexpr bool shares_queries = true;
 

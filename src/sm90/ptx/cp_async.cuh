@@ -3,15 +3,11 @@
 
 #include "sm90/ptx/mbarrier.cuh"
 
-// Copies of 16 bytes from device to shared memory that no register holds.
+// Copies from device to shared memory that no register holds.
 
 namespace Tributary::Impl::SM90::ptx {
 
-__device__ inline void cp_async(std::uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-
-/// Zeros where `real` is false: then nothing is read.
+/// 16 bytes; zeros where `real` is false: then nothing is read.
 __device__ inline void cp_async(std::uint32_t to, const void* from, bool real) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0) : "memory");
 }

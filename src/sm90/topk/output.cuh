@@ -9,20 +9,37 @@
 
 namespace Tributary::Impl::SM90 {
 
+/// Where a row's results go.
+struct TopkRow {
+  std::int32_t* indices;
+  float*        scores;  // null: not wanted
+
+  __device__ TopkRow(const TopkOutput& output, std::int64_t batch, std::int64_t row)
+      : indices(output.indices + batch * output.index_strides[0] + row * output.index_strides[1]),
+        scores(output.scores == nullptr ? nullptr : output.scores + batch * output.score_strides[0] + row * output.score_strides[1]) {}
+
+  __device__ void put(std::int64_t position, Entry entry) const { put(position, index_of(entry), score_of(entry)); }
+  /// In place of a result that does not exist.
+  __device__ void pad(std::int64_t position) const { put(position, -1, __uint_as_float(0xff800000u)); }
+
+ private:
+  __device__ void put(std::int64_t position, std::int32_t index, float score) const {
+    indices[position] = index;
+    if (scores != nullptr) scores[position] = score;
+  }
+};
+
 /// The k best of a pool, in the wanted order, padded at the end.  `place` is find(wanted)'s, wanted = min(k, count()).
 template <class Pool, class Place>
 __device__ void write_row(Pool& pool, const Place& place, int wanted, const TopkOutput& output, std::int64_t batch, std::int64_t row) {
   const bool by_index = output.order == TopkOrder::by_index;
   if (wanted > 0) pool.arrange(place, wanted, by_index);
-  std::int32_t* const indices = output.indices + batch * output.index_strides[0] + row * output.index_strides[1];
-  float* const        scores =
-      output.scores == nullptr ? nullptr : output.scores + batch * output.score_strides[0] + row * output.score_strides[1];
-  for (std::int64_t i = Pool::Team::rank(); i < output.top_k; i += Pool::Team::threads) {
-    const bool  real  = i < wanted;
-    const Entry entry = !real ? no_entry : by_index ? Pool::halves_swapped(pool.entries()[i]) : pool.entries()[i];
-    indices[i]        = real ? index_of(entry) : -1;
-    if (scores != nullptr) scores[i] = real ? score_of(entry) : __uint_as_float(0xff800000u);
-  }
+  const TopkRow out(output, batch, row);
+  for (std::int64_t i = Pool::Team::rank(); i < output.top_k; i += Pool::Team::threads)
+    if (i < wanted)
+      out.put(i, by_index ? Pool::halves_swapped(pool.entries()[i]) : pool.entries()[i]);
+    else
+      out.pad(i);
 }
 
 /// The same where nothing is known of the pool yet.
