@@ -1,5 +1,6 @@
 #include <Kokkos_Core.hpp>
 #include <Tributary_Attention.hpp>
+#include <Tributary_Quantize.hpp>
 #include <array>
 #include <cstdint>
 #include <cstdio>
@@ -35,6 +36,28 @@ Shape extents_of(const InputFile& file) {
   extents.insert(extents.begin(), View::rank() - extents.size(), 1);
   return extents;
 }
+
+/// Rows [B, S, H, D] of a file, rounded to T; of e4m3 with scales, which `option` then refers to.
+template <Element T, class Exec>
+struct Rows {
+  DeviceView<T****, Exec>    values;
+  DeviceView<float***, Exec> scales;
+
+  template <class Option>
+  Rows(const Exec& exec, const InputFile& file, const Shape& extents, Option& option) {
+    if constexpr (std::is_same_v<T, float8_e4m3_t>) {
+      values = make_view<decltype(values)>("quantized", extents);
+      scales =
+          make_view<decltype(scales)>("scales", {extents[0], extents[2], (extents[1] + attention_scale_rows - 1) / attention_scale_rows});
+      const auto floats = read_view<DeviceView<float****, Exec>>(*file, extents);
+      quantize_e4m3_heads(exec, floats, values, scales);
+      exec.fence("tributary: the float values may go");
+      option = scales;
+    } else {
+      values = read_view<decltype(values)>(*file, extents);
+    }
+  }
+};
 
 /// The arrays that options refer to, in the backend's memory.
 template <class Exec>
@@ -115,11 +138,8 @@ class AttentionCommand : public Command {
   }
 
   int run() override {
-    visit_backend(backend_, [&](const auto& exec) {
-      visit_element_type(inputs_.dtype, [&]<class T>(std::type_identity<T>) {
-        if constexpr (!std::is_same_v<T, float8_e4m3_t>) compute<T>(exec);
-      });
-    });
+    visit_backend(backend_,
+                  [&](const auto& exec) { visit_element_type(inputs_.dtype, [&]<class T>(std::type_identity<T>) { compute<T>(exec); }); });
     if (json_)
       std::cout << report().dump(2) << '\n';
     else
@@ -153,40 +173,48 @@ class AttentionCommand : public Command {
     const AttentionInputs& in = inputs_;
     const Shape query_extents{in.batch, in.queries, in.heads, in.head_dim}, out_extents{in.batch, in.queries, in.heads, in.value_dim};
     const Shape key_extents{in.batch, in.keys, in.key_heads, in.head_dim}, value_extents{in.batch, in.keys, in.key_heads, in.value_dim};
-    const auto  query                = read_view<DeviceView<T****, Exec>>(*in.query, query_extents);
-    const auto  key                  = read_view<DeviceView<T****, Exec>>(*in.key, key_extents);
-    const auto  value                = read_view<DeviceView<T****, Exec>>(*in.value, value_extents);
     AttentionOptions         options = in.options;
+    const Rows<T, Exec>      query(exec, in.query, query_extents, options.query_scale);
+    const Rows<T, Exec>      key(exec, in.key, key_extents, options.key_scale);
+    const Rows<T, Exec>      value(exec, in.value, value_extents, options.value_scale);
     const OptionArrays<Exec> arrays(in, options);
     const auto               out = make_view<DeviceView<float****, Exec>>("out", out_extents);
     const auto               lse = make_view<DeviceView<float***, Exec>>("lse", {in.batch, in.heads, in.queries});
     OutputFiles              files;
     // Multiply-adds a legal pair.  Forward: q k, p v; backward: q k, dO v and the gradients of v, k and q.
-    forward_ = measured(exec, in.head_dim + in.value_dim, [&] { attention_forward(exec, query, key, value, out, lse, options); });
+    forward_ = measured(exec, in.head_dim + in.value_dim,
+                        [&] { attention_forward(exec, query.values, key.values, value.values, out, lse, options); });
     write(files, output_, in.out_shape(), out);
     write(files, lse_, in.lse_shape(), lse);
-    if (in.grad_output.given()) {
-      const auto         grad_out   = read_view<DeviceView<float****, Exec>>(*in.grad_output, out_extents);
-      const auto         grad_query = make_view<DeviceView<T****, Exec>>("grad_query", query_extents);
-      const auto         grad_key   = make_view<DeviceView<T****, Exec>>("grad_key", key_extents);
-      const auto         grad_value = make_view<DeviceView<T****, Exec>>("grad_value", value_extents);
-      AttentionGradients gradients;
-      const auto grad_additive_mask = wanted<DeviceView<float****, Exec>>(grad_additive_mask_, in.additive_mask, gradients.additive_mask);
-      const auto grad_alibi         = wanted<DeviceView<float**, Exec>>(grad_alibi_, in.alibi, gradients.alibi_slopes);
-      const auto grad_relative_bias = wanted<DeviceView<float**, Exec>>(grad_relative_bias_, in.relative_bias, gradients.relative_bias);
-      const auto grad_sink          = wanted<DeviceView<float*, Exec>>(grad_sink_, in.sink, gradients.sink);
-      backward_                     = measured(exec, 3 * in.head_dim + 2 * in.value_dim, [&] {
-        attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options, gradients);
-      });
-      write(files, grad_query_, in.query, grad_query);
-      write(files, grad_key_, in.key, grad_key);
-      write(files, grad_value_, in.value, grad_value);
-      write(files, grad_additive_mask_, in.additive_mask, grad_additive_mask);
-      write(files, grad_alibi_, in.alibi, grad_alibi);
-      write(files, grad_relative_bias_, in.relative_bias, grad_relative_bias);
-      write(files, grad_sink_, in.sink, grad_sink);
-    }
+    if constexpr (!std::is_same_v<T, float8_e4m3_t>)
+      if (in.grad_output.given()) differentiate(exec, query.values, key.values, value.values, out, lse, options, files);
     files.commit();
+  }
+
+  template <class Exec, Element T>
+  void differentiate(const Exec& exec, const DeviceView<T****, Exec>& query, const DeviceView<T****, Exec>& key,
+                     const DeviceView<T****, Exec>& value, const DeviceView<float****, Exec>& out, const DeviceView<float***, Exec>& lse,
+                     const AttentionOptions& options, OutputFiles& files) {
+    const AttentionInputs& in     = inputs_;
+    const auto         grad_out   = read_view<DeviceView<float****, Exec>>(*in.grad_output, {in.batch, in.queries, in.heads, in.value_dim});
+    const auto         grad_query = DeviceView<T****, Exec>("grad_query", query.layout());
+    const auto         grad_key   = DeviceView<T****, Exec>("grad_key", key.layout());
+    const auto         grad_value = DeviceView<T****, Exec>("grad_value", value.layout());
+    AttentionGradients gradients;
+    const auto grad_additive_mask = wanted<DeviceView<float****, Exec>>(grad_additive_mask_, in.additive_mask, gradients.additive_mask);
+    const auto grad_alibi         = wanted<DeviceView<float**, Exec>>(grad_alibi_, in.alibi, gradients.alibi_slopes);
+    const auto grad_relative_bias = wanted<DeviceView<float**, Exec>>(grad_relative_bias_, in.relative_bias, gradients.relative_bias);
+    const auto grad_sink          = wanted<DeviceView<float*, Exec>>(grad_sink_, in.sink, gradients.sink);
+    backward_                     = measured(exec, 3 * in.head_dim + 2 * in.value_dim, [&] {
+      attention_backward(exec, query, key, value, out, lse, grad_out, grad_query, grad_key, grad_value, options, gradients);
+    });
+    write(files, grad_query_, in.query, grad_query);
+    write(files, grad_key_, in.key, grad_key);
+    write(files, grad_value_, in.value, grad_value);
+    write(files, grad_additive_mask_, in.additive_mask, grad_additive_mask);
+    write(files, grad_alibi_, in.alibi, grad_alibi);
+    write(files, grad_relative_bias_, in.relative_bias, grad_relative_bias);
+    write(files, grad_sink_, in.sink, grad_sink);
   }
 
   template <class Exec, class Call>
@@ -242,7 +270,7 @@ class AttentionCommand : public Command {
 
   void print() const {
     std::cout << "query " << to_string(inputs_.query->shape()) << ", key " << to_string(inputs_.key->shape()) << ", value "
-              << to_string(inputs_.value->shape()) << ", " << dtype_name(inputs_.dtype) << ", level "
+              << to_string(inputs_.value->shape()) << ", " << name_of(inputs_.dtype) << ", level "
               << name_of(level_taken(inputs_.options.level)) << " on " << backend_ << '\n';
     print("forward ", forward_);
     if (backward_) print("backward", *backward_);

@@ -128,8 +128,7 @@ void AttentionInputs::add(CLI::App& app) {
   app.add_option("--dropout-offset", options.dropout.offset, "Another mask of the same seed, 32 bits (default 0)")
       ->type_name("N")
       ->needs(dropout);
-  add_choice(app, "--dtype", "What query, key and value are rounded to: f32 (default), bf16 or f16", dtype,
-             {{"f32", ElementType::float32}, {"bf16", ElementType::bfloat16}, {"f16", ElementType::float16}});
+  add_dtype(app, "query, key and value", "scaled by 128 rows of a head; outputs only, no rotation", dtype);
   add_level(app, options.level);
 }
 
@@ -137,6 +136,10 @@ void AttentionInputs::check() {
   if (!std::isfinite(options.softcap) || options.softcap < 0) refuse("--softcap must be 0 (none) or a positive finite number");
   if (options.scale && !std::isfinite(*options.scale)) refuse("--scale must be a finite number");
   if (!std::isfinite(options.dropout.probability)) refuse("--dropout must be a number from 0 to 1");
+  if (dtype == ElementType::float8_e4m3) {
+    if (options.rotary.dims > 0) refuse("--dtype e4m3 does not go with --rope-dims: rotate before rounding to e4m3");
+    if (grad_output.given()) refuse("--dtype e4m3 does not go with --grad-output: there are no gradients for it");
+  }
   for (InputFile* file : {&query, &key, &value, &grad_output, &additive_mask, &alibi, &sink, &relative_bias})
     file->open({NpyType::float32, NpyType::float16});
   for (InputFile* file : {&keep_mask, &key_keep}) file->open({NpyType::boolean, NpyType::uint8});
@@ -283,11 +286,6 @@ std::optional<double> AttentionInputs::legal_pairs() const {
   return pairs;
 }
 
-std::string_view dtype_name(ElementType type) {
-  constexpr std::array names{"f32", "bf16", "f16", "e4m3"};
-  return names[static_cast<std::size_t>(type)];
-}
-
 nlohmann::ordered_json AttentionInputs::shapes() const {
   nlohmann::ordered_json shapes;
   for (const auto& [name, file] :
@@ -314,7 +312,7 @@ nlohmann::ordered_json AttentionInputs::shapes() const {
 nlohmann::ordered_json AttentionInputs::options_report() const {
   using Json         = nlohmann::ordered_json;
   const auto& rotary = options.rotary;
-  Json        report{{"dtype", dtype_name(dtype)}, {"causal", options.causal}, {"window", {options.window_left, options.window_right}}};
+  Json        report{{"dtype", name_of(dtype)}, {"causal", options.causal}, {"window", {options.window_left, options.window_right}}};
   report["query_offset"]  = options.query_offset ? Json(*options.query_offset) : Json(nullptr);
   report["key_offset"]    = options.key_offset;
   report["scale"]         = options.scale.value_or(static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim))));

@@ -46,7 +46,4 @@ struct AttentionInputs {
   std::int64_t sequences() const;
 };
 
-/// The name of an element type as --dtype has it.
-std::string_view dtype_name(ElementType);
-
 }  // namespace Tributary::Program

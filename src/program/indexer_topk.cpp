@@ -69,12 +69,7 @@ class IndexerTopkCommand : public Command {
         ->needs(app.get_option("--causal-ratio"));
     range_.add(app, "--range", "Keys start <= s < end of each query, [S, 2] or [B, S, 2], int32 or int64", "R.npy")
         ->excludes(app.get_option(causal->get_name()));
-    add_choice(app, "--dtype",
-               "What queries and keys are rounded to: f32 (default), bf16, f16 or e4m3 (scaled by key row and by query head)", dtype_,
-               {{"f32", ElementType::float32},
-                {"bf16", ElementType::bfloat16},
-                {"f16", ElementType::float16},
-                {"e4m3", ElementType::float8_e4m3}});
+    add_dtype(app, "queries and keys", "scaled by key row and by query head", dtype_);
     add_order(app, options_.order);
     add_level(app, options_.level);
     add_backend(app, backend_);
@@ -238,17 +233,12 @@ class IndexerTopkCommand : public Command {
     return pairs * static_cast<double>(batch);
   }
 
-  std::string_view dtype_name() const {
-    constexpr std::array names{"f32", "bf16", "f16", "e4m3"};
-    return names[static_cast<std::size_t>(dtype_)];
-  }
-
   nlohmann::ordered_json report() const {
     using Json = nlohmann::ordered_json;
     Json shapes{{"query", query_->shape()}, {"key", key_->shape()}, {"weights", weights_->shape()}};
     if (range_.given()) shapes["range"] = range_->shape();
     shapes["indices"] = output_shape();
-    Json options{{"top_k", top_k_}, {"dtype", dtype_name()}, {"order", name_of(options_.order)}};
+    Json options{{"top_k", top_k_}, {"dtype", name_of(dtype_)}, {"order", name_of(options_.order)}};
     options["legal_keys"]    = range_.given() ? "range" : causal_ratio_ > 0 ? "ratio_causal" : "full";
     options["causal_ratio"]  = causal_ratio_ > 0 ? Json(causal_ratio_) : Json(nullptr);
     options["query_offset"]  = query_offset_;
@@ -266,7 +256,7 @@ class IndexerTopkCommand : public Command {
   }
 
   void print() const {
-    std::cout << "query " << to_string(query_->shape()) << ", key " << to_string(key_->shape()) << ", " << dtype_name() << ", top "
+    std::cout << "query " << to_string(query_->shape()) << ", key " << to_string(key_->shape()) << ", " << name_of(dtype_) << ", top "
               << top_k_ << ", level " << name_of(level_taken(options_.level)) << " on " << backend_ << '\n';
     std::printf("%s, %.3g TFLOP/s of legal work, peak memory %s beyond inputs and outputs\n", readable_seconds(measured_.seconds).c_str(),
                 measured_.teraflops(), readable_bytes(static_cast<double>(measured_.peak_bytes)).c_str());

@@ -26,6 +26,12 @@ void add_level(CLI::App& app, Level& level) {
              {{"auto", Level::automatic}, {"reference", Level::reference}, {"portable", Level::portable}, {"hopper", Level::hopper}});
 }
 
+void add_dtype(CLI::App& app, const std::string& rounded, const std::string& scales, ElementType& dtype) {
+  add_choice(
+      app, "--dtype", "What " + rounded + " are rounded to: f32 (default), bf16, f16 or e4m3 (" + scales + ")", dtype,
+      {{"f32", ElementType::float32}, {"bf16", ElementType::bfloat16}, {"f16", ElementType::float16}, {"e4m3", ElementType::float8_e4m3}});
+}
+
 void add_backend(CLI::App& app, std::string& backend) {
   const auto  names = backend_names();
   std::string list;
@@ -74,6 +80,11 @@ Level level_taken(Level wanted) {
 #else
   return wanted == Level::automatic ? Level::portable : wanted;
 #endif
+}
+
+std::string_view name_of(ElementType type) {
+  constexpr std::array names{"f32", "bf16", "f16", "e4m3"};
+  return names[static_cast<std::size_t>(type)];
 }
 
 std::string_view name_of(TopkOrder order) { return order == TopkOrder::by_score ? "score" : "index"; }

@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 #include <Tributary_Level.hpp>
 #include <Tributary_Topk.hpp>
+#include <Tributary_Types.hpp>
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
@@ -36,6 +37,8 @@ void add_choice(CLI::App& app, const std::string& name, const std::string& descr
 void add_top_k(CLI::App&, std::int64_t& top_k);
 void add_order(CLI::App&, TopkOrder&);
 void add_level(CLI::App&, Level&);
+/// What `rounded`, some inputs' names, are rounded to.  `scales` says which rows share a scale in e4m3.
+void add_dtype(CLI::App&, const std::string& rounded, const std::string& scales, ElementType&);
 void add_backend(CLI::App&, std::string& backend);
 
 /// --indices and --scores.
@@ -54,6 +57,7 @@ struct TopkOutputs {
 void require_storable(const Shape&);
 
 std::string_view name_of(TopkOrder);
+std::string_view name_of(ElementType);  // as --dtype has it
 
 /// What `automatic` means where the portable level is the fastest there is; `automatic` itself in builds with the Hopper level.
 Level level_taken(Level wanted);

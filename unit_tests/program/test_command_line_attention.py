@@ -269,6 +269,31 @@ class Forward(AttentionTest):
             self.succeed(*self.arguments(dtype=dtype))
             self.assertEqual(read_npy(self.path("o.npy"))[1], [expected])
 
+    def test_e4m3(self):
+        """Blocks of 128 rows whose greatest magnitude is 7 * 2^n have the scale 2^(n - 6), with which these numbers are exact."""
+        rows, keys = 3, 2 * 128 + 5
+
+        def blocks(rows, heads, dims):
+            values = self.integers(rows, heads, dims, largest=1)
+            for first in range(0, rows, 128):
+                for h in range(heads):
+                    values[first][h][0] = 7.0
+                    for row in values[first : first + 128]:
+                        row[h] = [x * 2.0 ** (h - first // 128) for x in row[h]]
+            return values
+
+        exact = blocks(rows, H, D), blocks(keys, G, D), blocks(keys, G, E)
+        self.write_inputs(*exact)
+        report = json.loads(self.succeed(*self.arguments(dtype="e4m3", lse="l.npy", json=True)))
+        out, lse = attention(*exact)
+        self.expect_near("o.npy", (rows, H, E), out)
+        self.expect_near("l.npy", (H, rows), lse)
+        self.assertEqual(report["options"]["dtype"], "e4m3")
+        # 448/9 = 49.8 is between 48 and 52, of which 48 is nearer
+        self.write_inputs([[[1.0]]], [[[1.0]]], [[[9.0, 1.0]]])
+        self.succeed(*self.arguments(dtype="e4m3"))
+        self.expect_near("o.npy", (1, 1, 2), [9, 48 * 9 / 448], bound=1e-6)
+
     def test_dropout(self):
         self.expect({"dropout": 0})
         plain = read_npy(self.path("l.npy"))
@@ -568,7 +593,9 @@ class Refusals(AttentionTest):
             ("--relative-bias-max-distance requires", {"relative_bias_max_distance": 9}),
             ("--relative-bias-max-distance must exceed the 2", {"relative_bias": "t.npy", "relative_bias_max_distance": 2}),
             ("--relative-bias-unidirectional requires", {"relative_bias_unidirectional": True}),
-            ("--dtype", {"dtype": "e4m3"}),
+            ("--dtype", {"dtype": "f64"}),
+            ("--dtype e4m3 does not go with --rope-dims", {"dtype": "e4m3", "rope_dims": 2}),
+            ("--dtype e4m3 does not go with --grad-output", {"dtype": "e4m3", "grad_output": "d.npy", "grad_query": "g.npy"}),
             ("--level", {"level": "fast"}),
             ("no backend 'abacus' in this build, which has ", {"backend": "abacus"}),
             ("--unknown", {"unknown": 1}),
