@@ -36,7 +36,6 @@ struct DecodeScoring {
         pair.x *= __ldg(scale);
         pair.y *= __ldg(scale + 1);
       }
-      if (share_relu<Element>) pair.y *= 0.5f;
     }
     reinterpret_cast<float2*>(&to[block / 2][lane])[block % 2] = pair;
   }
@@ -71,8 +70,8 @@ struct DecodeScoring {
 #pragma unroll
           for (int key = 0; key < 2; ++key) {
             const float* const x = accumulator + block * 4 + key * 2;
-            sum[key][half]       = add_weighted<Element>(sum[key][half], x, of.x, of.y);
-            sum[key][half]       = add_weighted<Element>(sum[key][half], x + 4, of.z, of.w);
+            sum[key][half]       = add_weighted(sum[key][half], x, of.x, of.y);
+            sum[key][half]       = add_weighted(sum[key][half], x + 4, of.z, of.w);
           }
         }
     }

@@ -11,16 +11,10 @@ __device__ inline float relu(float x) {
   return result;
 }
 
-/// Maxima run at half rate and, in FP8, take as long as the products: there every second ReLU is (x + |x|) / 2 on the FMA pipe, the half
-/// folded into the weight.  Exact, since FP8 products are finite or NaN; -infinity would become NaN.
-template <class Element>
-inline constexpr bool share_relu = sizeof(Element) == 1;
-
-/// sum + w0 relu(x[0]) + w1 relu(x[1]); w1 is half the weight where ReLUs are shared.
-template <class Element>
+/// sum + w0 relu(x[0]) + w1 relu(x[1])
 __device__ inline float add_weighted(float sum, const float* x, float w0, float w1) {
   sum = fmaf(w0, relu(x[0]), sum);
-  return fmaf(w1, share_relu<Element> ? x[1] + fabsf(x[1]) : relu(x[1]), sum);
+  return fmaf(w1, relu(x[1]), sum);
 }
 
 /// One of two sums for itself, the other for the neighbour, who does the reverse.

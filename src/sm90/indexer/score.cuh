@@ -35,7 +35,7 @@ struct Scoring {
           const int head = n * 8 + (lane & 3) * 2 + i;
           float     w    = real ? __ldg(from + head) : 0.0f;
           if (problem.query_scale != nullptr && real) w *= __ldg(scale + head);
-          weight[(q * head_blocks + n) * 2 + i] = share_relu<Element> && i == 1 ? 0.5f * w : w;
+          weight[(q * head_blocks + n) * 2 + i] = w;
         }
     }
   }
@@ -68,7 +68,7 @@ struct Scoring {
 #pragma unroll
         for (int key = 0; key < 2; ++key) {
           const float* const x = accumulator + block * 4 + key * 2;
-          sum[key][q]          = add_weighted<Element>(sum[key][q], x, w0, w1);
+          sum[key][q]          = add_weighted(sum[key][q], x, w0, w1);
         }
       }
   }
