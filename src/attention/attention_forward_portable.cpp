@@ -13,15 +13,19 @@ struct ForwardOperands {
   using Product = RegisterBlock<OnHost>;
   using Columns = typename Product::Columns;
 
-  float*       query;    // [rows][head_dim], scaled
+  float*       query;    // [rows / register block's rows][head_dim][register block's rows], scaled
   Columns*     key;      // [tile / columns][head_dim]
   Columns*     value;    // [value blocks][tile]
-  float*       weights;  // [rows of a part][tile]: scores, then what exp made of them
+  float*       weights;  // [rows of a part][weight_stride]: scores, then what exp made of them
   float*       out;      // [rows][value blocks * columns]
   float*       row_max;  // [rows]
   float*       row_sum;
   float*       rescale;  // what this tile does to out
   KeyInterval* window;
+
+  /// A constant, so that a register block's rows lie at offsets that the compiler knows; on a host no power of two, which would crowd a few
+  /// sets of the cache.
+  static constexpr std::int64_t weight_stride = attention_tile<OnHost>(true) + (OnHost ? 16 : 0);
 
   /// A host goes through a block's rows in parts, so that what is stored of each pair stays close.
   KOKKOS_INLINE_FUNCTION static std::int64_t part_of(std::int64_t rows) { return OnHost && rows > 64 ? 64 : rows; }
@@ -43,7 +47,7 @@ struct ForwardOperands {
     return {.query   = layout.take<float>(w * plan.rows * p.head_dim),
             .key     = layout.take<Columns>(w * (plan.tile / Product::columns) * p.head_dim),
             .value   = layout.take<Columns>(w * value_blocks * plan.tile),
-            .weights = layout.take<float>(w * part_of(plan.rows) * plan.tile),
+            .weights = layout.take<float>(w * part_of(plan.rows) * weight_stride),
             .out     = layout.take<float>(w * plan.rows * value_blocks * Product::columns),
             .row_max = layout.take<float>(w * plan.rows),
             .row_sum = layout.take<float>(w * plan.rows),
@@ -56,7 +60,7 @@ struct ForwardOperands {
     return {query + w * plan.rows * p.head_dim,
             key + w * (plan.tile / Product::columns) * p.head_dim,
             value + w * value_blocks * plan.tile,
-            weights + w * part_of(plan.rows) * plan.tile,
+            weights + w * part_of(plan.rows) * weight_stride,
             out + w * plan.rows * value_blocks * Product::columns,
             row_max + w * plan.rows,
             row_sum + w * plan.rows,
@@ -72,6 +76,8 @@ struct AttentionForwardFunctor {
   using Product              = RegisterBlock<host>;
   using Pack                 = Packing<host>;
   using Operands             = ForwardOperands<host>;
+
+  static constexpr std::int64_t stride = Operands::weight_stride;
 
   AttentionProblem       p;
   AttentionPlan          plan;
@@ -181,9 +187,9 @@ struct AttentionForwardFunctor {
       if (group * Product::columns >= range.end || (group + 1) * Product::columns <= range.begin) return;
       typename Product::Block product;
       Product::clear(product);
-      Product::multiply_add(slot.query + block * Product::rows * p.head_dim, p.head_dim, 1, slot.key + group * p.head_dim, p.head_dim,
+      Product::multiply_add(slot.query + block * Product::rows * p.head_dim, 1, Product::rows, slot.key + group * p.head_dim, p.head_dim,
                             product);
-      Pack::store(product, slot.weights + block * Product::rows * plan.tile + group * Product::columns, plan.tile);
+      Pack::store(product, slot.weights + block * Product::rows * stride + group * Product::columns, stride);
     });
   }
 
@@ -193,7 +199,7 @@ struct AttentionForwardFunctor {
     using Vector                  = typename Product::Vector;
     constexpr std::int64_t width  = Product::width;
     constexpr float        hidden = -Kokkos::Experimental::infinity_v<float>;
-    float* const           x      = slot.weights + r * plan.tile;
+    float* const           x      = slot.weights + r * stride;
     const KeyInterval  needed = seen(slot, r / Product::rows, tile, count);  // of the register block: defined values, zero where not seen
     const std::int64_t begin = clip(slot.window[r].begin - tile, 0, count), end = clip(slot.window[r].end - tile, 0, count);
     slot.rescale[r] = 1.0f;
@@ -244,7 +250,7 @@ struct AttentionForwardFunctor {
       Pack::load(out, out_width, sum);
       for (int r = 0; r < Product::rows; ++r)
         for (int v = 0; v < Product::vectors; ++v) sum.vector[r][v] *= slot.rescale[block * Product::rows + r];
-      Product::multiply_add(slot.weights + block * Product::rows * plan.tile + range.begin, plan.tile, 1,
+      Product::multiply_add(slot.weights + block * Product::rows * stride + range.begin, stride, 1,
                             slot.value + group * plan.tile + range.begin, range.end - range.begin, sum);
       Pack::store(sum, out, out_width);
     });

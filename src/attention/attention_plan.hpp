@@ -18,6 +18,13 @@ struct AttentionPlan {
   std::int64_t workers;
 };
 
+/// Keys of a tile, where heads have at most 128 components and beyond.
+template <bool OnHost>
+KOKKOS_INLINE_FUNCTION constexpr std::int64_t attention_tile(bool narrow) {
+  using Product = RegisterBlock<OnHost>;
+  return Product::column_blocks(OnHost ? (narrow ? 256 : 128) : 64) * Product::columns;
+}
+
 template <class Exec>
 AttentionPlan plan_attention(const Exec& exec, const AttentionProblem& p) {
   using Product = RegisterBlock<on_host<Exec>>;
@@ -34,7 +41,7 @@ AttentionPlan plan_attention(const Exec& exec, const AttentionProblem& p) {
   plan.queries = std::max<std::int64_t>(plan.queries, 1);
   plan.rows    = Product::row_blocks(plan.group * plan.queries) * Product::rows;
   plan.blocks  = (p.queries + plan.queries - 1) / plan.queries;
-  plan.tile    = Product::column_blocks(on_host<Exec> ? (narrow ? 256 : 128) : 64) * Product::columns;
+  plan.tile    = attention_tile<on_host<Exec>>(narrow);
   return plan;
 }
 

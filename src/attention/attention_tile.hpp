@@ -139,13 +139,14 @@ struct Packing {
   using Product = RegisterBlock<OnHost>;
   using Columns = typename Product::Columns;
 
-  /// to[r][c] = from(r, c), rows up to a whole register block are zero.
+  /// The left factor of a product: to[block][c][r] holds component c of the block's row r; rows up to a whole register block are zero.
   template <class Member, class Element>
   KOKKOS_INLINE_FUNCTION static void rows(const Member& team, const HeadRows<Element>& from, std::int64_t count, std::int64_t width,
                                           float* to) {
+    constexpr int rows = Product::rows;
     for_each_element<OnHost>(
-        team, Product::row_blocks(count) * Product::rows, width, [&](std::int64_t r) { return from.row(r, count); },
-        [&](std::int64_t r, std::int64_t c, const PackedRow<Element>& row) { to[r * width + c] = row(c); });
+        team, Product::row_blocks(count) * rows, width, [&](std::int64_t r) { return from.row(r, count); },
+        [&](std::int64_t r, std::int64_t c, const PackedRow<Element>& row) { to[(r / rows * width + c) * rows + r % rows] = row(c); });
   }
 
   /// Rows become columns: to[block][c] holds component c of `columns` rows; beyond `count` zero.

@@ -17,6 +17,7 @@ struct Lanes<false> {
   static constexpr int width = 1, registers = 64;
   using Float = float;
 
+  KOKKOS_INLINE_FUNCTION static Float kept(Float x) { return x; }
   KOKKOS_INLINE_FUNCTION static void  exp(Float& x) { x = Kokkos::exp(x); }
   KOKKOS_INLINE_FUNCTION static void  transpose(Float (&)[width]) {}
   KOKKOS_INLINE_FUNCTION static float maximum(Float x) { return x; }
@@ -55,6 +56,16 @@ struct Lanes<true> {
 #endif
   using Float = float __attribute__((vector_size(width * sizeof(float))));
   using Bits  = std::uint32_t __attribute__((vector_size(width * sizeof(float))));
+
+  /// x in a register, where GCC would read it from memory again for each use.
+  static inline Float kept(Float x) {
+#if defined(__x86_64__)
+    asm("" : "+v"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#endif
+    return x;
+  }
 
   /// e^x to about one unit in the last place, for x up to 88; 0 below -87.  Cephes' expf: 2^n times a polynomial of the rest.
   static inline void exp(Float& x) {
@@ -183,9 +194,7 @@ struct RegisterBlock {
     Vector sum[rows][vectors];
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < vectors; ++v) sum[r][v] = block.vector[r][v];
-    for (std::int64_t k = 0; k < depth; ++k)
-      for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < vectors; ++v) sum[r][v] += a[r * row_stride + k * depth_stride] * b[k].vector[v];
+    for (std::int64_t k = 0; k < depth; ++k) add_step([=](int r) { return a[r * row_stride + k * depth_stride]; }, b[k], sum);
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < vectors; ++v) block.vector[r][v] = sum[r][v];
   }
@@ -200,12 +209,19 @@ struct RegisterBlock {
     for (std::int64_t first = 0; first < depth; first += columns, a += panel) {
       const float* const from = reinterpret_cast<const float*>(a);
       const std::int64_t end  = depth - first < columns ? depth - first : columns;
-      for (std::int64_t k = 0; k < end; ++k)
-        for (int r = 0; r < rows; ++r)
-          for (int v = 0; v < vectors; ++v) sum[r][v] += from[r * columns + k] * b[first + k].vector[v];
+      for (std::int64_t k = 0; k < end; ++k) add_step([=](int r) { return from[r * columns + k]; }, b[first + k], sum);
     }
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < vectors; ++v) block.vector[r][v] = sum[r][v];
+  }
+
+  /// sum += a column of A times a row of B
+  template <class Column>
+  KOKKOS_FORCEINLINE_FUNCTION static void add_step(const Column& a, const Columns& b, Vector (&sum)[rows][vectors]) {
+    Vector row[vectors];
+    for (int v = 0; v < vectors; ++v) row[v] = Lanes<OnHost>::kept(b.vector[v]);
+    for (int r = 0; r < rows; ++r)
+      for (int v = 0; v < vectors; ++v) sum[r][v] += a(r) * row[v];
   }
 
   KOKKOS_INLINE_FUNCTION static constexpr std::int64_t row_blocks(std::int64_t count) { return (count + rows - 1) / rows; }
