@@ -61,7 +61,8 @@ void deliver(std::size_t index) {
       char                piece[16] = {};
       const std::uint64_t x         = first + byte;
       if (x < length && y < map.extents[1] && z < map.extents[2]) std::memcpy(piece, from + x, std::min<std::uint64_t>(16, length - x));
-      std::memcpy(bytes_at(team, swizzled(copy.to.begin + row * map.row_bytes() + byte, map.row_bytes()), 16), piece, 16);
+      const std::uint32_t to = copy.to.begin + row * map.row_bytes() + byte;
+      std::memcpy(bytes_at(team, map.rank == 1 ? to : swizzled(to, map.row_bytes()), 16), piece, 16);
     }
   }
   copy.barrier->bytes -= static_cast<long>(copy.to.end - copy.to.begin);
@@ -82,8 +83,9 @@ bool advance(BulkCopy& copy, int most) {
     return false;
   }
   for (; most > 0 && copy.written < copy.count; --most, ++copy.written) {
-    float& to = copy.to[copy.written];
-    to        = (copy.adds ? to : 0.0f) + copy.values[static_cast<std::size_t>(copy.written)];
+    float&      to   = copy.to[copy.written];
+    const float from = copy.values[static_cast<std::size_t>(copy.written)];
+    to               = copy.adds ? to + from : from;
   }
   return copy.written == copy.count;
 }
@@ -168,6 +170,24 @@ void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier
 }
 void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z, int w) {
   copy_box(to, map, 4, barrier, x, y, z, w);
+}
+
+/// As it lies: a box of whole rows that are not swizzled, which a map of one dimension stands for.
+void cp_async_bulk(void* to, const void* from, int bytes, std::uint64_t* barrier) {
+  if (bytes <= 0 || bytes % 128 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0) fail("a bulk copy that is not aligned");
+  if (machine.lane->acquired) fail("a bulk copy after an acquire without fence.proxy.async.global between");
+  const auto rows = static_cast<std::uint32_t>(bytes / 128);
+  TensorMap  map{};
+  map.base                       = from;
+  map.mark                       = tensor_map_mark;
+  map.rank                       = 1;
+  map.element_bytes              = 2;
+  const std::uint64_t extents[4] = {64, 1, rows, 1};
+  const std::uint32_t box[4]     = {64, 1, rows, 1};
+  std::copy(extents, extents + 4, map.extents);
+  std::copy(box, box + 4, map.box);
+  std::fill(map.strides, map.strides + 3, 128);
+  copy_box(to, &map, 1, barrier, 0, 0, 0, 0);
 }
 
 void cp_async_bulk(float* to, const float* from, int bytes, bool adds) {

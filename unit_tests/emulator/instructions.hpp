@@ -71,6 +71,7 @@ constexpr std::uint32_t swizzled(std::uint32_t address, std::uint32_t row_bytes)
 void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z);
 void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier, int x, int y, int z, int w);
 void cp_async_bulk(float* to, const float* from, int bytes, bool adds);
+void cp_async_bulk(void* to, const void* from, int bytes, std::uint64_t* barrier);  // to shared memory
 void cp_async_bulk_commit_group();
 void cp_async_bulk_wait(bool read_only);
 

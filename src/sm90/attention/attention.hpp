@@ -67,9 +67,13 @@ struct AttentionBackwardPlan {
   std::int32_t  teams;
   void*         maps;       // of queries, keys, values and gradients of outputs, for the copy engine
   std::int32_t* next_item;  // the queue of work items
-  std::int32_t  turns_of_tile;
-  std::int32_t* turns;  // [batch][slot][head][turns_of_tile]: blocks of keys that have been added
-  float*        sums;   // [batch][slot][head][64 queries of the tile][64 columns][gradient_part_floats], in the order of registers
+  std::int32_t* turns;      // [batch][slot][head]: blocks of keys that have been added
+  // Beyond 128 components only, where teams form crews (gradient_crew.cuh): their states, the next team's number, and gradients of scores
+  // on their way from team to team.
+  void*          crews;
+  std::int32_t*  tickets;
+  unsigned char* places;
+  float*         sums;  // [batch][slot][head][64 queries of the tile][64 columns][gradient_part_floats], in the order of registers
 
   /// The number of a sequence's tile of queries; query_row: of the sequence's first query.
   KOKKOS_INLINE_FUNCTION std::int64_t slot(std::int64_t batch, const PackedOffsets& packed, std::int64_t query_row, std::int64_t sequence,

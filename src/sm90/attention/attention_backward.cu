@@ -1,4 +1,6 @@
 #include "sm90/attention/attention.hpp"
+#include "sm90/attention/gradient_crew.cuh"
+#include "sm90/attention/gradient_gather.cuh"
 #include "sm90/attention/gradient_load.cuh"
 #include "sm90/attention/gradient_math.cuh"
 #include "sm90/attention/gradient_sums.cuh"
@@ -15,10 +17,52 @@
 // each sum has one order.
 //
 // The gradient of a step's queries is multiplied a step later, when both warpgroups have long shared theirs: neither waits for the other
-// inside a step.  Heads of more than 128 components divide the work another way: gradient_wide.cuh.
+// inside a step.  Heads of more than 128 components divide the work another way: gradient_crew.cuh.
 
 namespace Tributary::Impl::SM90 {
 namespace {
+
+template <class Tile>
+__device__ void initialise(GradientShared<Tile>& shared, bool cleans) {
+  ptx::mbarrier_init(&shared.keys_full, 1);
+  ptx::mbarrier_init(&shared.keys_clean, 1);
+  ptx::mbarrier_init(&shared.keys_empty, Tile::math_warps);
+  for (int i = 0; i < Tile::query_stages; ++i) {
+    ptx::mbarrier_init(&shared.queries_full[i], 2);  // what is copied, what is known of the rows
+    ptx::mbarrier_init(&shared.queries_clean[i], 1);
+    ptx::mbarrier_init(&shared.queries_empty[i], Tile::math_warps);
+  }
+  for (int i = 0; i < Tile::grad_out_stages; ++i) {
+    ptx::mbarrier_init(&shared.grad_out_full[i], 1);
+    ptx::mbarrier_init(&shared.grad_out_clean[i], 1);
+    ptx::mbarrier_init(&shared.grad_out_empty[i], Tile::math_warps);
+  }
+  for (int i = 0; i < Tile::score_stages; ++i) {
+    ptx::mbarrier_init(&shared.weights_full[i], Tile::sharing_warps);
+    ptx::mbarrier_init(&shared.weights_empty[i], Tile::math_warps);
+    ptx::mbarrier_init(&shared.scores_full[i], Tile::sharing_warps);
+    ptx::mbarrier_init(&shared.scores_empty[i], Tile::score_users);
+  }
+  for (int i = 0; i < Tile::slots; ++i) {
+    for (int adder = 0; adder < Tile::adders; ++adder) ptx::mbarrier_init(&shared.sums_full[adder][i], Tile::math_warps / Tile::groups);
+    ptx::mbarrier_init(&shared.sums_empty[i], 1);
+  }
+  for (int i = 0; i < 2; ++i) {
+    ptx::mbarrier_init(&shared.piece_full[i], 1);
+    ptx::mbarrier_init(&shared.piece_empty[i], Tile::piece_users + (cleans ? 1 : 0));
+  }
+  ptx::fence_mbarrier_init();
+}
+
+/// What a team's warps share, once it is ready.
+template <class Tile>
+__device__ GradientShared<Tile>& start(unsigned char* scratch, bool cleans) {
+  auto& shared = *reinterpret_cast<GradientShared<Tile>*>(scratch + Tile::state_offset);
+  static_assert(sizeof(shared) <= Tile::state_bytes);
+  if (thread_of_team() == 0) initialise(shared, cleans);
+  __syncthreads();
+  return shared;
+}
 
 template <class Tile>
 struct AttentionBackwardKernel {
@@ -27,59 +71,81 @@ struct AttentionBackwardKernel {
   KOKKOS_INLINE_FUNCTION static constexpr int scratch_bytes() { return Tile::scratch_bytes; }
 
   __device__ void run(const Member&, unsigned char* scratch, int warp, int lane) const {
-    auto& shared = *reinterpret_cast<GradientShared<Tile>*>(scratch + Tile::state_offset);
-    static_assert(sizeof(shared) <= Tile::state_bytes);
-    if (thread_of_team() == 0) initialise(shared);
-    __syncthreads();
+    const bool            cleans = has_rows_to_clean(call.problem);
+    GradientShared<Tile>& shared = start<Tile>(scratch, cleans);
     // One branch a warpgroup: each divides the registers once.
     if (warp < Tile::math_warps) {
       ptx::setmaxnreg_inc<Tile::math_registers>();
-      if constexpr (Tile::wide)
-        WideDifferentiator<Tile>(call, shared, scratch, warp, lane).run();
-      else
-        Differentiator<Tile>(call, shared, scratch, warp, lane).run();
+      Differentiator<Tile>(call, shared, scratch, warp, lane).run();
     } else {
       ptx::setmaxnreg_dec<Tile::other_registers>();
       if (warp == Tile::math_warps)
         GradientLoader<Tile>(call, shared, scratch, lane).run();
-      else if (warp == Tile::math_warps + 1 && has_rows_to_clean(call.problem))
+      else if (warp == Tile::math_warps + 1 && cleans)
         clean_tiles<Tile>(call, shared, scratch, lane);
       else if (warp >= Tile::math_warps + 2 && lane == 0)
         add_queries<Tile>(call, shared, scratch, warp - Tile::math_warps - 2);
     }
   }
+};
+
+/// The kernel of a team in a crew: it makes gradients of keys and values, or gathers those of queries.
+template <class Tile>
+struct AttentionBackwardCrewKernel {
+  using Gather = GatherTile<typename Tile::Element>;
+  static_assert(Tile::math_warps == Gather::math_warps && Tile::team_threads == Gather::team_threads);
+
+  AttentionBackwardCall call;
+
+  // The team's number comes behind what both kinds of teams have.
+  static constexpr int ticket_offset = Tile::scratch_bytes > Gather::scratch_bytes ? Tile::scratch_bytes : Gather::scratch_bytes;
+  KOKKOS_INLINE_FUNCTION static constexpr int scratch_bytes() { return ticket_offset + 16; }
+  static_assert(ticket_offset + 16 + scratch_alignment <= largest_scratch(Tile::team_threads / 32));
+
+  __device__ void run(const Member&, unsigned char* scratch, int warp, int lane) const {
+    auto& ticket = *reinterpret_cast<std::int32_t*>(scratch + ticket_offset);
+    if (thread_of_team() == 0) ticket = atomicAdd(call.plan.tickets, 1);
+    __syncthreads();
+    const CrewSeat seat(call.plan, __shfl_sync(0xffffffffu, ticket, 0));
+    const bool     cleans = has_rows_to_clean(call.problem);
+    if (seat.gathers())
+      gather(seat, start<Gather>(scratch, cleans), scratch, warp, lane, cleans);
+    else
+      make(seat, start<Tile>(scratch, cleans), scratch, warp, lane, cleans);
+  }
 
  private:
-  __device__ void initialise(GradientShared<Tile>& shared) const {
-    ptx::mbarrier_init(&shared.keys_full, 1);
-    ptx::mbarrier_init(&shared.keys_clean, 1);
-    ptx::mbarrier_init(&shared.keys_empty, Tile::math_warps);
-    for (int i = 0; i < Tile::query_stages; ++i) {
-      ptx::mbarrier_init(&shared.queries_full[i], 2);  // what is copied, what is known of the rows
-      ptx::mbarrier_init(&shared.queries_clean[i], 1);
-      ptx::mbarrier_init(&shared.queries_empty[i], Tile::math_warps);
+  __device__ void make(const CrewSeat& seat, GradientShared<Tile>& shared, unsigned char* scratch, int warp, int lane, bool cleans) const {
+    if (warp < Tile::math_warps) {
+      ptx::setmaxnreg_inc<Tile::math_registers>();
+      WideDifferentiator<Tile>(call, shared, scratch, warp, lane).run();
+    } else {
+      ptx::setmaxnreg_dec<Tile::other_registers>();
+      if (warp == Tile::math_warps) {
+        CrewItems items(seat, lane);
+        GradientLoader<Tile>(call, shared, scratch, lane).run([&] { return items.next(); }, seat.number * Tile::keys);
+      } else if (warp == Tile::math_warps + 1 && cleans) {
+        clean_tiles<Tile>(call, shared, scratch, lane);
+      } else if (warp == Tile::math_warps + 2 && lane == 0) {
+        share_with_crew<Tile>(call, shared, scratch, seat);
+      }
     }
-    for (int i = 0; i < Tile::grad_out_stages; ++i) {
-      ptx::mbarrier_init(&shared.grad_out_full[i], 1);
-      ptx::mbarrier_init(&shared.grad_out_clean[i], 1);
-      ptx::mbarrier_init(&shared.grad_out_empty[i], Tile::math_warps);
+  }
+
+  __device__ void gather(const CrewSeat& seat, GradientShared<Gather>& shared, unsigned char* scratch, int warp, int lane,
+                         bool cleans) const {
+    if (warp < Gather::math_warps) {
+      ptx::setmaxnreg_inc<Tile::math_registers>();
+      Gatherer<Gather>(call, shared, scratch, warp, lane).run();
+    } else {
+      ptx::setmaxnreg_dec<Tile::other_registers>();
+      if (warp == Gather::math_warps)
+        GatherLoader<Gather>(call, shared, scratch, lane, seat).run();
+      else if (warp == Gather::math_warps + 1 && cleans)
+        clean_gathered_keys<Gather>(call, shared, scratch, lane);
+      else if (warp >= Gather::math_warps + 2 && lane == 0)
+        add_queries<Gather>(call, shared, scratch, warp - Gather::math_warps - 2);
     }
-    const int sharing_warps = Tile::wide ? Tile::math_warps / Tile::groups : Tile::math_warps;
-    for (int i = 0; i < Tile::score_stages; ++i) {
-      ptx::mbarrier_init(&shared.weights_full[i], sharing_warps);
-      ptx::mbarrier_init(&shared.weights_empty[i], Tile::math_warps);
-      ptx::mbarrier_init(&shared.scores_full[i], sharing_warps);
-      ptx::mbarrier_init(&shared.scores_empty[i], Tile::math_warps);
-    }
-    for (int i = 0; i < Tile::groups; ++i) {
-      for (int adder = 0; adder < Tile::adders; ++adder) ptx::mbarrier_init(&shared.sums_full[adder][i], Tile::math_warps / Tile::groups);
-      ptx::mbarrier_init(&shared.sums_empty[i], 1);
-    }
-    for (int i = 0; i < 2; ++i) {
-      ptx::mbarrier_init(&shared.piece_full[i], 1);
-      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + Tile::adders + (has_rows_to_clean(call.problem) ? 1 : 0));
-    }
-    ptx::fence_mbarrier_init();
   }
 };
 
@@ -87,7 +153,15 @@ template <class Tile>
 void run(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, const void* grad_out, const std::int64_t (&grad_out_strides)[3]) {
   const GradientMaps maps = gradient_maps<Tile>(call.problem, grad_out, grad_out_strides);
   prepare_maps("Tributary::attention_backward::hopper::prepare", exec, maps, call.plan.maps, call.plan.next_item);
-  launch_roles<Tile::team_threads>("Tributary::attention_backward::hopper", exec, call.plan.teams, AttentionBackwardKernel<Tile>{call});
+  constexpr const char* label = "Tributary::attention_backward::hopper";
+  if constexpr (Tile::wide) {
+    Kokkos::parallel_for("Tributary::attention_backward::hopper::start_crews",
+                         ElementPolicy<Kokkos::Cuda>(exec, 0, call.plan.teams / crew_teams),
+                         StartCrews{static_cast<CrewState*>(call.plan.crews), call.plan.tickets});
+    launch_roles<Tile::team_threads>(label, exec, call.plan.teams, AttentionBackwardCrewKernel<Tile>{call});
+  } else {
+    launch_roles<Tile::team_threads>(label, exec, call.plan.teams, AttentionBackwardKernel<Tile>{call});
+  }
 }
 
 Scores gradient_scores(const AttentionProblem& p) { return plain_scores(p) && p.sink == nullptr ? Scores::plain : Scores::biased; }
@@ -146,17 +220,22 @@ AttentionBackwardPlan plan_attention_backward(const Exec& exec, const AttentionP
   AttentionBackwardPlan plan{};
   const int             dim = gradient_dim(p), keys = gradient_keys(dim);
   plan.blocks              = (p.keys + keys - 1) / keys;
-  plan.turns_of_tile       = gradient_turns(dim);
   plan.queries             = gradient_queries(dim, gradient_scores(p));
   plan.slots               = (p.queries + plan.queries - 1) / plan.queries + (p.packed.cu_seqlens_q == nullptr ? 0 : p.packed.sequences);
   const std::int64_t pairs = p.batch * p.key_heads, bytes_of_pair = p.heads / p.key_heads * p.queries * dim * (2 + 2 + 4);
   plan.section =
       std::clamp<std::int64_t>((std::int64_t{20} << 20) / std::max<std::int64_t>(bytes_of_pair, 1), 1, std::max<std::int64_t>(pairs, 1));
-  plan.teams     = static_cast<std::int32_t>(std::min<std::int64_t>(exec.cuda_device_prop().multiProcessorCount, pairs * plan.blocks));
-  plan.maps      = layout.take<GradientMaps>(1);
-  plan.next_item = layout.take<std::int32_t>(1);
-  plan.turns     = layout.take<std::int32_t>(p.batch * plan.slots * p.heads * plan.turns_of_tile);
-  plan.sums      = layout.take<float>(p.batch * plan.slots * p.heads * (plan.queries / 64 * dim / panel_columns) * gradient_part_floats);
+  // A crew at least: no device of this kind has fewer processors than a crew has teams.
+  const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount;
+  const std::int64_t crews      = dim > 128 ? std::min(std::max<std::int64_t>(processors / crew_teams, 1), pairs * plan.blocks) : 0;
+  plan.teams                    = static_cast<std::int32_t>(dim > 128 ? crews * crew_teams : std::min(processors, pairs * plan.blocks));
+  plan.crews                    = layout.take<CrewState>(crews);
+  plan.tickets                  = layout.take<std::int32_t>(1);
+  plan.places                   = layout.take<unsigned char>(crews * crew_makers * crew_places * crew_place_bytes);
+  plan.maps                     = layout.take<GradientMaps>(1);
+  plan.next_item                = layout.take<std::int32_t>(1);
+  plan.turns                    = layout.take<std::int32_t>(p.batch * plan.slots * p.heads);
+  plan.sums = layout.take<float>(p.batch * plan.slots * p.heads * (plan.queries / 64 * dim / panel_columns) * gradient_part_floats);
   return plan;
 }
 

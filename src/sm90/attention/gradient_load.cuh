@@ -43,29 +43,45 @@ class GradientLoader {
   __device__ GradientLoader(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int lane)
       : call_(call), shared_(shared), scratch_(scratch), lane_(lane) {}
 
+  /// Blocks of keys are drawn in the order of their turns, by teams that run: what one waits for is being worked on.
   __device__ void run() {
+    run([this] { return draw(); }, 0);
+  }
+
+  /// Of the blocks that `next` says, the keys from the team's first one on.
+  template <class Next>
+  __device__ void run(const Next& next, int first_key) {
     see_maps();
-    const AttentionProblem& p = call_.problem;
-    const PackedOffsets     by_key{p.packed.cu_seqlens_k, p.packed.cu_seqlens_q, p.packed.sequences};
-    const std::int64_t      items = call_.items(), pairs = p.batch * p.key_heads;
-    const bool              ascending = sequences_ascend();
-    // Blocks of keys are drawn in the order of their turns, by teams that run: what one waits for is being worked on.
-    for (std::int64_t item = draw(); item < items; item = draw()) {
-      const auto [number, pair]  = SectionItem(item, pairs, call_.plan.blocks, call_.plan.section);
-      const bool         upwards = goes_upwards(pair, pairs);
-      const std::int64_t block   = upwards ? call_.plan.blocks - 1 - number : number;
-      const std::int64_t begin = block * Tile::keys, end = begin + Tile::keys < p.keys ? begin + Tile::keys : p.keys;
-      for (std::int64_t row = begin; row < end;) {
-        Segment k = by_key.segment(pair / p.key_heads, row, end, p.keys, p.queries);
-        if (!ascending) k.keys = 0;
-        load(publish(describe_keys<Tile>(call_, k, static_cast<std::int32_t>(pair % p.key_heads), upwards)));
-        row += k.rows;
-      }
-    }
+    const bool ascending = sequences_ascend();
+    for (std::int64_t item = next(); item < call_.items(); item = next())
+      for_each_piece(item, ascending, [&](GradientPiece piece, bool) {
+        piece.key_row += first_key;
+        piece.first_key += first_key;
+        piece.keys = min(piece.keys - first_key, Tile::keys);  // none: the team takes part with weights of zero
+        load(publish(piece));
+      });
     publish({.batch = -1});
   }
 
  protected:
+  /// function(piece, whether it is the last one) for what a block of keys has of each sequence.
+  template <class Function>
+  __device__ void for_each_piece(std::int64_t item, bool ascending, const Function& function) const {
+    const AttentionProblem& p = call_.problem;
+    const PackedOffsets     by_key{p.packed.cu_seqlens_k, p.packed.cu_seqlens_q, p.packed.sequences};
+    const std::int64_t      pairs = p.batch * p.key_heads;
+    const auto [number, pair]     = SectionItem(item, pairs, call_.plan.blocks, call_.plan.section);
+    const bool         upwards    = goes_upwards(pair, pairs);
+    const std::int64_t block      = upwards ? call_.plan.blocks - 1 - number : number;
+    const std::int64_t begin = block * Tile::block_keys, end = begin + Tile::block_keys < p.keys ? begin + Tile::block_keys : p.keys;
+    for (std::int64_t row = begin; row < end;) {
+      Segment k = by_key.segment(pair / p.key_heads, row, end, p.keys, p.queries);
+      if (!ascending) k.keys = 0;
+      row += k.rows;
+      function(describe_keys<Tile>(call_, k, static_cast<std::int32_t>(pair % p.key_heads), upwards), row >= end);
+    }
+  }
+
   __device__ void see_maps() const {
     if (lane_ != 0) return;
     ptx::fence_proxy_tensormap(&call_.maps()->query);
@@ -129,6 +145,17 @@ class GradientLoader {
     for (std::int32_t n = steps_of(call_.problem, piece); n > 0; --n, step.next(piece)) load_queries(piece, step);
   }
 
+  __device__ static void copy(unsigned char* to, const CUtensorMap* map, std::uint64_t* full, int panel, std::int32_t head,
+                              std::int32_t row, std::int32_t batch) {
+    ptx::cp_async_bulk_tensor(to, map, full, panel * panel_columns, head, row, batch);
+  }
+
+  const AttentionBackwardCall& call_;
+  GradientShared<Tile>&        shared_;
+  unsigned char*               scratch_;
+  const int                    lane_;
+  std::uint32_t                keys_round_ = 0;
+
  private:
   __device__ void load_queries(const GradientPiece& piece, const GradientStep<Tile>& step) {
     // What is known of the rows is on its way while the place is still in use.  A query that is none has no weight.
@@ -172,20 +199,15 @@ class GradientLoader {
       copy(scratch_ + offset + panel * Tile::query_panel_bytes, map, full, panel, head, row, batch);
   }
 
-  __device__ static void copy(unsigned char* to, const CUtensorMap* map, std::uint64_t* full, int panel, std::int32_t head,
-                              std::int32_t row, std::int32_t batch) {
-    ptx::cp_async_bulk_tensor(to, map, full, panel * panel_columns, head, row, batch);
-  }
-
-  const AttentionBackwardCall&        call_;
-  GradientShared<Tile>&               shared_;
-  unsigned char*                      scratch_;
-  const int                           lane_;
   RingPosition<2>                     piece_at_;
   RingPosition<Tile::query_stages>    query_at_;
   RingPosition<Tile::grad_out_stages> grad_out_at_;
-  std::uint32_t                       keys_round_ = 0;
 };
+
+/// Whether row r of a piece's keys takes part.
+__device__ inline bool is_key(const AttentionProblem& p, const GradientPiece& piece, int r) {
+  return r < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.key_row + r] != 0);
+}
 
 /// A warp: follows the loader and zeroes rows that do not take part, since a weight of zero does not hide what is no number.
 template <class Tile>
@@ -209,9 +231,7 @@ __device__ void clean_tiles(const AttentionBackwardCall& call, GradientShared<Ti
     ptx::mbarrier_wait(&shared.keys_full, keys_round);
     keys_round ^= 1;
     for (const int offset : {Tile::keys_offset, Tile::values_offset})
-      clean_rows(scratch + offset, Tile::keys, Tile::panels, lane, [&](int r) {
-        return r < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.key_row + r] != 0);
-      });
+      clean_rows(scratch + offset, Tile::keys, Tile::panels, lane, [&](int r) { return is_key(p, piece, r); });
     arrive(&shared.keys_clean);
     GradientStep<Tile> step(p, piece);
     for (std::int32_t n = steps_of(p, piece); n > 0; --n, query_at.next(), grad_out_at.next(), step.next(piece)) {

@@ -18,23 +18,23 @@ KOKKOS_INLINE_FUNCTION int place_in_part(int query, int column) {
 /// way round.
 template <class Tile>
 __device__ std::int32_t turn_of(const GradientPiece& piece, const GradientStep<Tile>& step) {
-  const std::int32_t start = piece.key_row - piece.first_key, block = piece.key_row / Tile::keys;  // start: row of the sequence's first key
+  const std::int32_t start = piece.key_row - piece.first_key,
+                     block = piece.key_row / Tile::block_keys;  // start: row of the sequence's first key
   if (piece.direction < 0) {
     const std::int32_t seen = piece.left < 0 ? 0 : max(step.position(piece) - piece.left, 0);
-    return block - (start + seen) / Tile::keys;
+    return block - (start + seen) / Tile::block_keys;
   }
   const std::int32_t last_query = min(step.first_query() + Tile::queries, piece.sequence_queries) - 1;
   const std::int32_t seen       = min(last_query + piece.alignment, piece.sequence_keys - 1 - piece.right) + piece.right;
-  return (start + seen) / Tile::keys - block;
+  return (start + seen) / Tile::block_keys - block;
 }
 
 /// Adds the parts up in device memory, each at its turn unless the order may differ; one thread of an adder.
 template <class Tile>
 __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int adder) {
-  const AttentionProblem&    p                        = call.problem;
-  std::uint32_t              sums_round[Tile::groups] = {};
+  const AttentionProblem&    p                       = call.problem;
+  std::uint32_t              sums_round[Tile::slots] = {};
   RingPosition<Tile::adders> adder_at;
-  const auto                 give_back = [&](int group) { ptx::mbarrier_arrive(&shared.sums_empty[group]); };
   for (RingPosition<2> piece_at;; piece_at.next()) {
     ptx::mbarrier_wait(&shared.piece_full[piece_at.slot], piece_at.round);
     const GradientPiece& piece = shared.pieces[piece_at.slot];
@@ -42,36 +42,30 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
     const std::int32_t steps = steps_of(p, piece);
     GradientStep<Tile> step(p, piece);
     for (std::int32_t n = 0; n < steps; ++n, adder_at.next(), step.next(piece)) {
-      if (!Tile::wide && adder_at.slot != adder) continue;
+      if (adder_at.slot != adder) continue;
       const std::int32_t  turn  = turn_of(piece, step);
       const std::int64_t  at    = (piece.first_slot + step.tile) * std::int64_t{p.heads} + step.head;
-      std::int32_t* const turns = call.plan.turns + at * Tile::turns + (Tile::wide ? adder : 0);
+      std::int32_t* const turns = call.plan.turns + at;
       if (p.deterministic) {
         while (ptx::ld_acquire(turns) != turn) __nanosleep(20);
         ptx::fence_proxy_async_global();
       }
       float* const to = call.plan.sums + at * Tile::parts * gradient_part_floats;
-      for (int group = 0; group < Tile::groups; ++group) {
-        if (!Tile::has_part(group, n)) continue;
-        ptx::mbarrier_wait(&shared.sums_full[adder][group], sums_round[group]);
-        sums_round[group] ^= 1;
-        const auto* const from    = reinterpret_cast<const float*>(scratch + Tile::sums_offset) + group * gradient_part_floats;
-        float* const      part_to = to + Tile::part_of(group, adder) * gradient_part_floats;
+      for (int slot = 0; slot < Tile::slots; ++slot) {
+        if (!Tile::has_part(slot, n)) continue;
+        ptx::mbarrier_wait(&shared.sums_full[adder][slot], sums_round[slot]);
+        sums_round[slot] ^= 1;
+        const auto* const from    = reinterpret_cast<const float*>(scratch + Tile::sums_offset) + slot * gradient_part_floats;
+        float* const      part_to = to + Tile::part_of(slot) * gradient_part_floats;
         if (p.deterministic && turn == 0)
           ptx::cp_async_bulk(part_to, from, gradient_part_floats * 4);
         else
           ptx::cp_reduce_async_bulk_add(part_to, from, gradient_part_floats * 4);
         ptx::cp_async_bulk_commit_group();
-        if constexpr (Tile::wide) {  // the warpgroups do not come at the same time
-          ptx::cp_async_bulk_wait_read();
-          give_back(group);
-        }
       }
-      if constexpr (!Tile::wide) {
-        ptx::cp_async_bulk_wait_read();
-        for (int group = 0; group < Tile::groups; ++group)
-          if (Tile::has_part(group, n)) give_back(group);
-      }
+      ptx::cp_async_bulk_wait_read();
+      for (int slot = 0; slot < Tile::slots; ++slot)
+        if (Tile::has_part(slot, n)) ptx::mbarrier_arrive(&shared.sums_empty[slot]);
       if (p.deterministic) {
         ptx::cp_async_bulk_wait();
         ptx::fence_proxy_async_global();
@@ -92,9 +86,7 @@ struct StartSums {
     const std::int64_t at = team.league_rank(), floats = parts * gradient_part_floats;
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, clear_sums ? floats : 0),
                          [&](const std::int64_t i) { plan.sums[at * floats + i] = 0.0f; });
-    Kokkos::single(Kokkos::PerTeam(team), [&] {
-      for (int i = 0; i < plan.turns_of_tile; ++i) plan.turns[at * plan.turns_of_tile + i] = 0;
-    });
+    Kokkos::single(Kokkos::PerTeam(team), [&] { plan.turns[at] = 0; });
   }
 };
 
@@ -114,7 +106,7 @@ struct StoreQueryGradients {
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, p.heads * pairs), [&](const std::int32_t i) {
       const std::int32_t head = i / pairs, column = i % pairs * 2;
       const std::int64_t at   = slot * p.heads + head;
-      const bool         some = s.keys > 0 && (!p.deterministic || plan.turns[at * plan.turns_of_tile] > 0);
+      const bool         some = s.keys > 0 && (!p.deterministic || plan.turns[at] > 0);
       const int          part = q / 64 * panels + column / 64;
       const float* const from =
           plan.sums + (at * (plan.queries / 64) * panels + part) * gradient_part_floats + place_in_part(q % 64, column % 64);

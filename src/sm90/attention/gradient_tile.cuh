@@ -18,8 +18,12 @@ constexpr int gradient_dim(const AttentionProblem& p) {
   return dim > 128 ? 256 : dim;
 }
 
-/// Keys of a block: wgmma's M for each of two warpgroups, but no more of long rows than their register files hold gradients of.
-constexpr int gradient_keys(int dim) { return dim > 128 ? 64 : 128; }
+/// Teams that work on a block of long rows together: each has wgmma's M of its keys, as many as register files hold gradients of, but the
+/// last one, which has the gradients of queries.
+inline constexpr int crew_makers = 4, crew_teams = crew_makers + 1;
+
+/// Keys of a block: wgmma's M for each of two warpgroups, or of a crew.
+constexpr int gradient_keys(int dim) { return dim > 128 ? crew_makers * 64 : 128; }
 
 /// Queries of a step.  A register file holds the scores of 64 keys x queries of a warpgroup and their gradients beside 64 x (dim + dim)
 /// sums: short rows leave room for 128 queries, unless each pair is worked out on its own.
@@ -28,18 +32,15 @@ constexpr int gradient_queries(int dim, Scores scores) {
   return dim == 64 && scores == Scores::plain ? of_short_rows : 64;
 }
 
-/// Turns that a tile of queries counts.
-constexpr int gradient_turns(int dim) { return dim > 128 ? 2 : 1; }
-
 /// Rows up to 128: each warpgroup has half of the keys.
 template <class Element_, int Dim, Scores TheScores>
 struct GradientTile {
   using Element                  = Element_;
   static constexpr Scores scores = TheScores;
 
-  static constexpr int  dim     = Dim;
-  static constexpr int  panels  = Dim / panel_columns;
-  static constexpr int  keys    = gradient_keys(Dim);
+  static constexpr int  dim        = Dim;
+  static constexpr int  panels     = Dim / panel_columns;
+  static constexpr int  block_keys = gradient_keys(Dim), keys = block_keys;
   static constexpr int  queries = gradient_queries(Dim, TheScores);
   static constexpr bool wide    = Dim > 128;
   static_assert(!wide);
@@ -65,25 +66,29 @@ struct GradientTile {
 
   static constexpr int parts = queries / 64 * panels;  // of the gradient of a step's queries
 
-  /// Whether a warpgroup hands over a part of the gradient of a step's queries: each has its own part, or both multiply the only one and
-  /// every other one is a warpgroup's.  It goes through the warpgroup's own slot.
-  KOKKOS_INLINE_FUNCTION static bool has_part(int group, std::int32_t step) { return parts == groups || step % groups == group; }
+  // Slots that parts pass through, one a warpgroup.  Each has its own part, or both multiply the only one and every other one is a
+  // warpgroup's.
+  static constexpr int               slots = groups;
+  KOKKOS_INLINE_FUNCTION static bool has_part(int slot, std::int32_t step) { return parts == slots || step % slots == slot; }
+  KOKKOS_INLINE_FUNCTION static int  part_of(int slot) { return parts == 1 ? 0 : slot; }
 
   // Two warps add gradients of queries up, every other step: one waits for its turn while the other's sums are on their way.
-  static constexpr int              adders = 2, turns = gradient_turns(Dim);
-  KOKKOS_INLINE_FUNCTION static int part_of(int group, int) { return parts == 1 ? 0 : group; }
+  static constexpr int adders = 2;
+
+  // Arrivals at barriers: of those who share scores, of those who have used them, of those who have done a piece.
+  static constexpr int sharing_warps = math_warps, score_users = math_warps, piece_users = math_warps + adders;
 };
 
-/// Rows up to 256: the warpgroups share 64 keys, each has half of the columns of their gradients.  One weighs scores, the other one makes
-/// gradients of scores of the weights.
+/// Rows up to 256: the warpgroups share the team's 64 keys, each has half of the columns of their gradients.  One weighs scores, the other
+/// one makes gradients of scores of the weights.
 template <class Element_, Scores TheScores>
 struct WideGradientTile {
   using Element                  = Element_;
   static constexpr Scores scores = TheScores;
 
-  static constexpr int  dim     = 256;
-  static constexpr int  panels  = dim / panel_columns;
-  static constexpr int  keys    = gradient_keys(dim);
+  static constexpr int  dim        = 256;
+  static constexpr int  panels     = dim / panel_columns;
+  static constexpr int  block_keys = gradient_keys(dim), keys = block_keys / crew_makers;
   static constexpr int  queries = gradient_queries(dim, TheScores);
   static constexpr bool wide    = true;
 
@@ -92,8 +97,7 @@ struct WideGradientTile {
 
   static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
   static constexpr int key_bytes = panels * key_panel_bytes, query_bytes = panels * query_panel_bytes;
-  // Weights are a step ahead of their gradients, so queries are; gradients of outputs come while the last products of a step go on.
-  static constexpr int query_stages = 2, grad_out_stages = 1, score_stages = scores == Scores::plain ? 2 : 1;
+  static constexpr int query_stages = 2, grad_out_stages = 2, score_stages = scores == Scores::plain ? 2 : 1;
   // Weights and gradients of scores, a row a key, a column a query; where pairs are worked out on their own the gradient of values takes
   // other weights than the gradients of scores.
   static constexpr int score_bytes   = (scores == Scores::plain ? 2 : 3) * key_panel_bytes;
@@ -105,19 +109,50 @@ struct WideGradientTile {
   static constexpr int queries_offset  = values_offset + key_bytes;
   static constexpr int grad_out_offset = queries_offset + query_stages * query_bytes;
   static constexpr int scores_offset   = grad_out_offset + grad_out_stages * query_bytes;
-  static constexpr int sums_offset     = scores_offset + score_stages * score_bytes;
-  static constexpr int state_offset    = sums_offset + groups * gradient_part_floats * 4;
-  static constexpr int state_bytes     = scores == Scores::plain ? 1920 : 3072;
+  static constexpr int sums_offset     = scores_offset + score_stages * score_bytes;  // not used: a team of its own has sums
+  static constexpr int state_offset    = sums_offset;
+  static constexpr int state_bytes     = scores == Scores::plain ? 1904 : 3072;
   static constexpr int scratch_bytes   = state_offset + state_bytes;
-  static_assert(scratch_bytes + scratch_alignment <= largest_scratch(team_threads / 32));
 
-  static constexpr int               parts = panels;  // of the gradient of a step's queries: two of each warpgroup
+  static constexpr int slots = 1, adders = 1;           // not used
+  static constexpr int sharing_warps = math_warps / 2;  // of weights, of gradients of scores
+  // Beside the warps: the thread that hands gradients of scores over.
+  static constexpr int score_users = math_warps + 1, piece_users = math_warps + 1;
+};
+
+/// Gradients of queries of a crew's block: each warpgroup has half of their columns, and adds up over all keys of the block.
+template <class Element_>
+struct GatherTile {
+  using Element                  = Element_;
+  static constexpr Scores scores = Scores::plain;  // whatever they were, their gradients come alike
+
+  static constexpr int  dim        = 256;
+  static constexpr int  panels     = dim / panel_columns;
+  static constexpr int  block_keys = gradient_keys(dim), keys = block_keys;
+  static constexpr int  queries = gradient_queries(dim, scores);
+  static constexpr bool wide    = true;
+
+  static constexpr int groups = 2, math_warps = 4 * groups, team_threads = 128 * (groups + 1);
+
+  static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
+  static constexpr int key_bytes = panels * key_panel_bytes;
+  // A stage a maker.  Queries and gradients of outputs: not used.
+  static constexpr int score_stages = crew_makers, query_stages = 1, grad_out_stages = 1;
+  static constexpr int score_bytes = keys / crew_makers * panel_row_bytes;
+
+  static constexpr int keys_offset   = 0;
+  static constexpr int scores_offset = keys_offset + key_bytes;
+  static constexpr int sums_offset   = scores_offset + score_stages * score_bytes;
+  static constexpr int state_offset  = sums_offset + panels * gradient_part_floats * 4;
+  static constexpr int state_bytes   = 1904;
+  static constexpr int scratch_bytes = state_offset + state_bytes;
+
+  // As above, with two parts of each warpgroup.
+  static constexpr int               parts = panels, slots = parts, adders = 2;
   KOKKOS_INLINE_FUNCTION static bool has_part(int, std::int32_t) { return true; }
+  KOKKOS_INLINE_FUNCTION static int  part_of(int slot) { return slot; }
 
-  // A warp adds up the first parts, another one the second parts, which come half a step later.  Each has turns of its own: they are short,
-  // and what one has added gets to memory while the other one adds.
-  static constexpr int              adders = 2, turns = gradient_turns(dim);
-  KOKKOS_INLINE_FUNCTION static int part_of(int group, int adder) { return group * adders + adder; }
+  static constexpr int sharing_warps = 1, score_users = math_warps, piece_users = math_warps + adders;
 };
 
 struct GradientMaps {
@@ -194,7 +229,7 @@ struct GradientShared {
   std::uint64_t grad_out_full[Tile::grad_out_stages], grad_out_clean[Tile::grad_out_stages], grad_out_empty[Tile::grad_out_stages];
   std::uint64_t weights_full[Tile::score_stages], weights_empty[Tile::score_stages];  // of wide tiles
   std::uint64_t scores_full[Tile::score_stages], scores_empty[Tile::score_stages];
-  std::uint64_t sums_full[Tile::adders][Tile::groups], sums_empty[Tile::groups];
+  std::uint64_t sums_full[Tile::adders][Tile::slots], sums_empty[Tile::slots];
   std::uint64_t piece_full[2], piece_empty[2];
   GradientPiece pieces[2];
   float         lse[Tile::query_stages][Tile::queries], shift[Tile::query_stages][Tile::queries];

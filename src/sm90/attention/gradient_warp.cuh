@@ -102,16 +102,25 @@ class GradientWarp {
     const int at = (row * panel_row_bytes + (row & 7) * 16 + lane_ % 4 * 4) ^ (n % 8 * 16);
     return reinterpret_cast<std::uint32_t*>(scratch_ + scores + n / 8 * Tile::key_panel_bytes + i % 2 * (8 * panel_row_bytes) + at);
   }
-  /// A part of the gradient of queries for the warp that adds it up, in the order of registers.
-  __device__ void hand_over(const float (&sum)[32], int adder) {
-    ptx::mbarrier_wait(&shared_.sums_empty[group()], sums_round_ ^ 1);
-    sums_round_ ^= 1;
-    auto* const to =
-        reinterpret_cast<float4*>(scratch_ + Tile::sums_offset) + group() * (gradient_part_floats / 4) + warp_ % 4 * 32 + lane_;
+  /// The warpgroup's parts of the gradient of queries for the warp that adds them up, in the order of registers, each through a slot.
+  template <int Count>
+  __device__ void hand_over(const float (&sum)[Count], int adder) {
+    constexpr int parts = Count / 32;
+    static_assert(parts * Tile::groups == Tile::slots);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) to[i * 128] = {sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]};
-    ptx::fence_proxy_async();
-    release(&shared_.sums_full[adder][group()]);
+    for (int part = 0; part < parts; ++part) {
+      const int slot = group() * parts + part;
+      ptx::mbarrier_wait(&shared_.sums_empty[slot], sums_round_ ^ 1);
+      auto* const to = reinterpret_cast<float4*>(scratch_ + Tile::sums_offset) + slot * (gradient_part_floats / 4) + warp_ % 4 * 32 + lane_;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int first = 32 * part + 4 * i;
+        to[i * 128]     = {sum[first], sum[first + 1], sum[first + 2], sum[first + 3]};
+      }
+      ptx::fence_proxy_async();
+      release(&shared_.sums_full[adder][slot]);
+    }
+    sums_round_ ^= 1;
   }
 
   /// Gradients of a piece's keys and values.

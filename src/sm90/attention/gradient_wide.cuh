@@ -1,10 +1,10 @@
 #pragma once
 #include "sm90/attention/gradient_warp.cuh"
 
-// Rows up to 256: the keys of a block against the stream of queries, with half of the columns of every gradient for each warpgroup.
+// Rows up to 256: a team's keys against the stream of queries, with half of the columns of their gradients for each warpgroup.
 //
 // The first warpgroup multiplies keys with queries and shares the weights, a step ahead; the second one multiplies values with gradients of
-// outputs and shares the gradients of scores.  Both multiply what is shared with their columns of gradients of outputs, queries and keys.
+// outputs and shares the gradients of scores.  Both multiply what is shared with their columns of gradients of outputs and of queries.
 
 namespace Tributary::Impl::SM90 {
 
@@ -36,9 +36,6 @@ class WideDifferentiator : GradientWarp<Tile> {
   enum class Role { weighs, differentiates };
 
   static constexpr bool plain = Tile::scores == Scores::plain;
-  // The second part of a gradient of queries is handed over a step later, when the first one has left the place and other products are on
-  // their way; but where pairs are worked out on their own there are no registers for it.
-  static constexpr bool late = plain;
 
   template <Role TheRole>
   __device__ void differentiate(const GradientPiece& piece) {
@@ -49,41 +46,38 @@ class WideDifferentiator : GradientWarp<Tile> {
     const std::int32_t steps = steps_of(this->call_.problem, piece);
     if (steps > 0) {
       this->wait_for_keys();
-      float              products[count], grad_query[32];
+      float              products[count];
       GradientStep<Tile> step(this->call_.problem, piece);
       if constexpr (TheRole == Role::weighs) {
         this->wait_for_queries(query_at_);
-        multiply_rows(products, Tile::keys_offset, queries());
+        multiply_rows(products, Tile::keys_offset, Base::queries_at(query_at_.slot));
         ptx::wgmma_wait_group<0>();
         ptx::pin(products);
         gradient.weigh(products, step, shared_.lse[query_at_.slot]);
-        share_weights(gradient, products, step);
+        share_weights(gradient, products, step, score_at_, shared_.share[query_at_.slot]);
       } else {
         this->wait_for_grad_out(grad_out_at_);
-        multiply_rows(products, Tile::values_offset, grad_out());
+        multiply_rows(products, Tile::values_offset, Base::grad_out_at(grad_out_at_.slot));
         ptx::wgmma_wait_group<0>();
         ptx::pin(products);
       }
 #pragma unroll 1
-      for (std::int32_t n = 0; n + 1 < steps; ++n)
-        take_step<TheRole, false>(gradient, piece, n, step, products, grad_query, grad_key, grad_value);
-      take_step<TheRole, true>(gradient, piece, steps - 1, step, products, grad_query, grad_key, grad_value);
-      if (late) this->hand_over(grad_query, 1);
+      for (std::int32_t n = 0; n + 1 < steps; ++n) take_step<TheRole, false>(gradient, piece, step, products, grad_key, grad_value);
+      take_step<TheRole, true>(gradient, piece, step, products, grad_key, grad_value);
       release(&shared_.keys_empty);
     }
     this->store(piece, grad_key, grad_value, gradient.value_factor());
   }
 
-  // No branch around a product in either step: ptxas would serialise them all.  `grad_query` is the second part of the gradient of queries,
-  // of the step before where it is late.
+  // No branch around a product in either step: ptxas would serialise them all.
 
   template <Role TheRole, bool Last>
-  __device__ void take_step(GradientScores<Tile>& gradient, const GradientPiece& piece, std::int32_t n, GradientStep<Tile>& step,
-                            float (&products)[count], float (&grad_query)[32], float (&grad_key)[sums], float (&grad_value)[sums]) {
+  __device__ void take_step(GradientScores<Tile>& gradient, const GradientPiece& piece, GradientStep<Tile>& step, float (&products)[count],
+                            float (&grad_key)[sums], float (&grad_value)[sums]) {
     if constexpr (TheRole == Role::weighs)
-      weigh<Last>(gradient, piece, n, step, products, grad_query, grad_key, grad_value);
+      weigh<Last>(gradient, piece, step, products, grad_key, grad_value);
     else
-      make_gradients<Last>(gradient, piece, n, step, products, grad_query, grad_key, grad_value);
+      make_gradients<Last>(gradient, piece, step, products, grad_key, grad_value);
     query_at_.next();
     grad_out_at_.next();
     score_at_.next();
@@ -91,102 +85,80 @@ class WideDifferentiator : GradientWarp<Tile> {
 
   /// The first warpgroup's step: its weights are shared already, the next one's will be.
   template <bool Last>
-  __device__ void weigh(GradientScores<Tile>& gradient, const GradientPiece& piece, std::int32_t n, GradientStep<Tile>& step,
-                        float (&scores)[count], float (&grad_query)[32], float (&grad_key)[sums], float (&grad_value)[sums]) {
-    const RingPosition<Tile::query_stages> query_at = query_at_;
-    const RingPosition<Tile::score_stages> score_at = score_at_;
+  __device__ void weigh(GradientScores<Tile>& gradient, const GradientPiece& piece, GradientStep<Tile>& step, float (&scores)[count],
+                        float (&grad_key)[sums], float (&grad_value)[sums]) {
+    RingPosition<Tile::query_stages> next_query_at = query_at_;
+    next_query_at.next();
     this->wait_for_grad_out(grad_out_at_);
     wait(shared_.weights_full, score_at_);
-    multiply_shared(grad_value, Tile::weights_place, grad_out());  // first: the only place for gradients of outputs is free then
+    multiply_shared(grad_value, Tile::weights_place, Base::grad_out_at(grad_out_at_.slot));
     if constexpr (!Last) {
-      query_at_.next();
-      this->wait_for_queries(query_at_);
-      multiply_rows(scores, Tile::keys_offset, queries());
+      this->wait_for_queries(next_query_at);
+      multiply_rows(scores, Tile::keys_offset, Base::queries_at(next_query_at.slot));
     }
-    if (late && n > 0) this->hand_over(grad_query, 1);
     ptx::wgmma_wait_group<Last ? 0 : 1>();
     ptx::pin(grad_value);
     release(&shared_.weights_empty[score_at_.slot], &shared_.grad_out_empty[grad_out_at_.slot]);
     if constexpr (!Last) {
       ptx::wgmma_wait_group<0>();
       ptx::pin(scores);
-      step.next(piece);
-      gradient.weigh(scores, step, shared_.lse[query_at_.slot]);
-      score_at_.next();
-      share_weights(gradient, scores, step);
     }
-    query_at_ = query_at;
-    score_at_ = score_at;
-    float first_part[32], of_step[32];
-    float(&second_part)[32] = late ? grad_query : of_step;
-    multiply_gradients(grad_key, first_part, second_part);
-    ptx::wgmma_wait_group<2>();
-    ptx::pin(grad_key);
-    release(&shared_.queries_empty[query_at_.slot]);
-    ptx::wgmma_wait_group<1>();
-    ptx::pin(first_part);
-    this->hand_over(first_part, 0);
+    wait(shared_.scores_full, score_at_);
+    multiply_shared(grad_key, Tile::gradients_place, Base::queries_at(query_at_.slot));
+    if constexpr (!Last) {
+      step.next(piece);
+      gradient.weigh(scores, step, shared_.lse[next_query_at.slot]);
+    }
     ptx::wgmma_wait_group<0>();
-    ptx::pin(second_part);
-    release(&shared_.scores_empty[score_at_.slot]);
-    if (!late) this->hand_over(second_part, 1);
+    ptx::pin(grad_key);
+    release(&shared_.queries_empty[query_at_.slot], &shared_.scores_empty[score_at_.slot]);
+    if constexpr (!Last) {
+      RingPosition<Tile::score_stages> next_score_at = score_at_;
+      next_score_at.next();
+      share_weights(gradient, scores, step, next_score_at, shared_.share[next_query_at.slot]);
+    }
   }
 
   /// The second warpgroup's step: from its products of values and gradients of outputs to the next step's.
   template <bool Last>
-  __device__ void make_gradients(GradientScores<Tile>& gradient, const GradientPiece& piece, std::int32_t n, GradientStep<Tile>& step,
-                                 float (&gradients)[count], float (&grad_query)[32], float (&grad_key)[sums], float (&grad_value)[sums]) {
+  __device__ void make_gradients(GradientScores<Tile>& gradient, const GradientPiece& piece, GradientStep<Tile>& step,
+                                 float (&gradients)[count], float (&grad_key)[sums], float (&grad_value)[sums]) {
     this->wait_for_queries(query_at_);
     wait(shared_.weights_full, score_at_);
-    multiply_shared(grad_value, Tile::weights_place, grad_out());
-    if (late && n > 0) this->hand_over(grad_query, 1);
+    multiply_shared(grad_value, Tile::weights_place, Base::grad_out_at(grad_out_at_.slot));
     std::uint32_t weights[count / 2];
 #pragma unroll
-    for (int i = 0; i < count / 2; ++i) weights[i] = *this->word(scores() + Tile::slopes_place, i);
+    for (int i = 0; i < count / 2; ++i) weights[i] = *this->word(Base::scores_at(score_at_.slot) + Tile::slopes_place, i);
     gradient.differentiate(
         gradients, [&](int i) { return one_of<Element>(weights[i / 2], i % 2); }, step, shared_.shift[query_at_.slot],
         shared_.share[query_at_.slot]);
     ptx::mbarrier_wait(&shared_.scores_empty[score_at_.slot], score_at_.round ^ 1);
-    store_words(gradients, scores() + Tile::gradients_place);
+    store_words(gradients, Base::scores_at(score_at_.slot) + Tile::gradients_place);
     ptx::fence_proxy_async();
     release(&shared_.scores_full[score_at_.slot]);
-    float first_part[32], of_step[32];
-    float(&second_part)[32] = late ? grad_query : of_step;
-    multiply_gradients(grad_key, first_part, second_part);
-    ptx::wgmma_wait_group<3>();
-    ptx::pin(grad_value);
-    release(&shared_.weights_empty[score_at_.slot], &shared_.grad_out_empty[grad_out_at_.slot]);
-    ptx::wgmma_wait_group<2>();
-    ptx::pin(grad_key);
-    release(&shared_.queries_empty[query_at_.slot]);
-    ptx::wgmma_wait_group<1>();
-    ptx::pin(first_part);
-    this->hand_over(first_part, 0);
+    wait(shared_.scores_full, score_at_);
+    multiply_shared(grad_key, Tile::gradients_place, Base::queries_at(query_at_.slot));
     if constexpr (!Last) {
-      const RingPosition<Tile::grad_out_stages> grad_out_at = grad_out_at_;
-      grad_out_at_.next();
-      this->wait_for_grad_out(grad_out_at_);
-      multiply_rows(gradients, Tile::values_offset, grad_out());
-      grad_out_at_ = grad_out_at;
+      RingPosition<Tile::grad_out_stages> next_grad_out_at = grad_out_at_;
+      next_grad_out_at.next();
+      this->wait_for_grad_out(next_grad_out_at);
+      multiply_rows(gradients, Tile::values_offset, Base::grad_out_at(next_grad_out_at.slot));
       step.next(piece);
     }
+    ptx::wgmma_wait_group<Last ? 1 : 2>();
+    ptx::pin(grad_value);
+    release(&shared_.weights_empty[score_at_.slot], &shared_.grad_out_empty[grad_out_at_.slot]);
     ptx::wgmma_wait_group<Last ? 0 : 1>();
-    ptx::pin(second_part);
-    release(&shared_.scores_empty[score_at_.slot]);
-    if (!late) this->hand_over(second_part, 1);
+    ptx::pin(grad_key);
+    release(&shared_.queries_empty[query_at_.slot], &shared_.scores_empty[score_at_.slot]);
     ptx::wgmma_wait_group<0>();
     ptx::pin(gradients);
   }
 
-  // Offsets: of the rings' current stages.
-  __device__ int queries() const { return Base::queries_at(query_at_.slot); }
-  __device__ int grad_out() const { return Base::grad_out_at(grad_out_at_.slot); }
-  __device__ int scores() const { return Base::scores_at(score_at_.slot); }
-
   /// sum += what is shared at `place`, a row a key, x the warpgroup's columns of `rows`; issued, not waited for.
   __device__ void multiply_shared(float (&sum)[sums], int place, int rows) const {
     const int           columns_at = rows + group() * (Tile::panels / 2) * Tile::query_panel_bytes;
-    const std::uint64_t a          = ptx::matrix_descriptor<128>(this->address(scores() + place));
+    const std::uint64_t a          = ptx::matrix_descriptor<128>(this->address(Base::scores_at(score_at_.slot) + place));
     const std::uint64_t b          = ptx::transposed_descriptor(this->address(columns_at), Tile::query_panel_bytes);
     ptx::wgmma_fence();
 #pragma unroll
@@ -201,26 +173,17 @@ class WideDifferentiator : GradientWarp<Tile> {
 #pragma unroll
     for (int i = 0; i < count / 2; ++i) *this->word(to, i) = two_of<Element>(values[2 * i], values[2 * i + 1]);
   }
-  /// The step's gradients of scores, once they are shared, with queries and with each of the warpgroup's panels of keys: three groups of
-  /// products, issued, not waited for.
-  __device__ void multiply_gradients(float (&grad_key)[sums], float (&first_part)[32], float (&second_part)[32]) const {
-    wait(shared_.scores_full, score_at_);
-    multiply_shared(grad_key, Tile::gradients_place, queries());
-    const int panel = group() * (Tile::panels / 2);
-    this->multiply_keys(first_part, scores() + Tile::gradients_place, panel);
-    this->multiply_keys(second_part, scores() + Tile::gradients_place, panel + 1);
-  }
-
-  __device__ void share_weights(GradientScores<Tile>& gradient, float (&weights)[count], const GradientStep<Tile>& step) const {
-    ptx::mbarrier_wait(&shared_.weights_empty[score_at_.slot], score_at_.round ^ 1);
+  __device__ void share_weights(GradientScores<Tile>& gradient, float (&weights)[count], const GradientStep<Tile>& step,
+                                const RingPosition<Tile::score_stages>& at, const float* share) const {
+    ptx::mbarrier_wait(&shared_.weights_empty[at.slot], at.round ^ 1);
     if constexpr (!plain) {
       float of_slopes[count];
-      gradient.split(weights, of_slopes, step, shared_.share[query_at_.slot]);
-      store_words(of_slopes, scores() + Tile::slopes_place);
+      gradient.split(weights, of_slopes, step, share);
+      store_words(of_slopes, Base::scores_at(at.slot) + Tile::slopes_place);
     }
-    store_words(weights, scores() + Tile::weights_place);
+    store_words(weights, Base::scores_at(at.slot) + Tile::weights_place);
     ptx::fence_proxy_async();
-    release(&shared_.weights_full[score_at_.slot]);
+    release(&shared_.weights_full[at.slot]);
   }
 
   RingPosition<Tile::query_stages>    query_at_;

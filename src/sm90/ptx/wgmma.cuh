@@ -112,6 +112,8 @@ TRIBUTARY_WGMMA(Wgmma, float8_e4m3_t, 128, 64, "k32.f32.e4m3.e4m3", "", "%64", "
 TRIBUTARY_WGMMA(Wgmma, float8_e4m3_t, 256, 128, "k32.f32.e4m3.e4m3", "", "%128", "%129", "%130")
 TRIBUTARY_WGMMA(WgmmaAcross, bfloat16_t, 64, 32, "k16.f32.bf16.bf16", ", 1, 1", "%32", "%33", "%34")
 TRIBUTARY_WGMMA(WgmmaAcross, half_t, 64, 32, "k16.f32.f16.f16", ", 1, 1", "%32", "%33", "%34")
+TRIBUTARY_WGMMA(WgmmaAcross, bfloat16_t, 128, 64, "k16.f32.bf16.bf16", ", 1, 1", "%64", "%65", "%66")
+TRIBUTARY_WGMMA(WgmmaAcross, half_t, 128, 64, "k16.f32.f16.f16", ", 1, 1", "%64", "%65", "%66")
 TRIBUTARY_WGMMA(WgmmaAcrossB, bfloat16_t, 128, 64, "k16.f32.bf16.bf16", ", 0, 1", "%64", "%65", "%66")
 TRIBUTARY_WGMMA(WgmmaAcrossB, half_t, 128, 64, "k16.f32.f16.f16", ", 0, 1", "%64", "%65", "%66")
 

@@ -17,6 +17,9 @@ inline void cp_async_bulk_prefetch_tensor(const CUtensorMap*, int, int, int, int
 inline void cp_async_bulk(void* to, const void* from, int bytes) {
   TributaryTest::Emulator::cp_async_bulk(static_cast<float*>(to), static_cast<const float*>(from), bytes, false);
 }
+inline void cp_async_bulk(void* to, const void* from, int bytes, std::uint64_t* barrier) {
+  TributaryTest::Emulator::cp_async_bulk(to, from, bytes, barrier);
+}
 inline void cp_reduce_async_bulk_add(float* to, const float* from, int bytes) {
   TributaryTest::Emulator::cp_async_bulk(to, from, bytes, true);
 }
