@@ -48,24 +48,50 @@ class RowOutput {
   Entry*        partial_ = nullptr;
 };
 
-/// An entry whose order is that of the indices, the smallest first; and back.
-__device__ inline Entry swap_halves(Entry entry) { return entry << 32 | entry >> 32; }
+/// An order of candidates by descending score, and what it needs to know of a row's bins.
+struct ByScore {
+  const ScoreBins& window;
+
+  using Edge = float;  // NaN: all are above it
+  __device__ Edge        edge(int bin) const { return window.edge(bin); }
+  __device__ static bool above(Candidate candidate, Edge edge) { return !(edge == edge) | (value(candidate) > edge); }
+
+  /// Never falls as the key rises.
+  __device__ static float value(Candidate candidate) { return Kokkos::bit_cast<float>(static_cast<std::uint32_t>(candidate >> 32)); }
+  __device__ static float value_of_key(Entry key) { return score_of(key); }
+  __device__ static Entry key(Candidate candidate) { return entry_of(candidate); }
+  __device__ static Entry entry(Entry key) { return key; }
+};
+
+/// The same by ascending index.
+struct ByIndex {
+  std::uint32_t least;  // of the inverted indices
+  int           shift;  // of bins
+
+  __device__ static std::uint32_t inverted(Candidate candidate) { return static_cast<std::uint32_t>(entry_of(candidate)); }
+
+  using Edge = std::int64_t;
+  __device__ Edge        edge(int bin) const { return static_cast<Edge>(least) + (static_cast<Edge>(bin) << shift) - 1; }
+  __device__ static bool above(Candidate candidate, Edge edge) { return inverted(candidate) > edge; }
+
+  __device__ float        value(Candidate candidate) const { return static_cast<float>(inverted(candidate) - least); }
+  __device__ float        value_of_key(Entry key) const { return static_cast<float>(static_cast<std::uint32_t>(key >> 32) - least); }
+  __device__ static Entry key(Candidate candidate) { return entry(entry_of(candidate)); }
+  __device__ static Entry entry(Entry key) { return key << 32 | key >> 32; }
+};
 
 /// \param bins  of the entries, if the window is placed; anything afterwards
 __device__ inline void emit_row(const RowOutput& out, bool by_index, const ScoreBins& window, int count, Candidate* buffer,
                                 std::uint32_t* bins, SortRoom& room, int lane) {
   constexpr int in_flight = 8, rarely = 4;  // loads on their way
   const int     wanted = min(out.length, count);
-  const auto    put    = [&](int position, Entry entry) { out.put(position, entry); };
   for (int i = wanted + lane; i < out.length; i += 32) out.pad(i);
   if (wanted == 0) return;
 
   int done = 0;
   if (!by_index && window.scale > 0.0f) {
-    const auto edge_of  = [&](int bin) { return sortable(window.edge(bin)); };  // none: 0, which only NaN has
-    const auto value_of = [](std::uint32_t image) { return score_of(static_cast<Entry>(image) << 32); };
-    done                = emit_sorted<in_flight>(
-        buffer, count, wanted, bins, room, lane, edge_of, value_of, [](Entry entry) { return entry; }, put);
+    done = emit_sorted<in_flight>(buffer, count, wanted, bins, room, lane, ByScore{window},
+                                  [&](int position, Entry key) { out.put(position, key); });
     if (done == wanted) return;
   }
   // Crowded bins, as many equal scores make them, or index order: first exactly the best.
@@ -88,20 +114,19 @@ __device__ inline void emit_row(const RowOutput& out, bool by_index, const Score
       if (real) atomicAdd(&bins[(static_cast<std::uint32_t>(entry) - least) >> shift], 1u);
     });
     __syncwarp();
-    const auto edge_of  = [&](int bin) { return least + (static_cast<std::uint32_t>(bin) << shift) - 1; };
-    const auto value_of = [&](std::uint32_t inverted) { return static_cast<float>(inverted - least); };
-    done                = emit_sorted<rarely>(buffer, count, wanted, bins, room, lane, edge_of, value_of, swap_halves, put);
+    done = emit_sorted<rarely>(buffer, count, wanted, bins, room, lane, ByIndex{least, shift},
+                               [&](int position, Entry key) { out.put(position, ByIndex::entry(key)); });
     if (done == wanted) return;
   }
   Entry* const list = reinterpret_cast<Entry*>(&room);
   int          size = 32;
   while (size < count) size *= 2;
   for (int i = lane; i < size; i += 32) {
-    const Entry entry = i < count ? entry_of(load_candidate(buffer + i)) : no_entry;
-    list[i]           = by_index ? swap_halves(entry) : entry;
+    const Candidate candidate = i < count ? load_candidate(buffer + i) : 0;
+    list[i]                   = i >= count ? no_entry : by_index ? ByIndex::key(candidate) : ByScore::key(candidate);
   }
   bitonic_sort(list, size, lane);
-  for (int i = lane; i < count; i += 32) put(done + i, by_index ? swap_halves(list[i]) : list[i]);
+  for (int i = lane; i < count; i += 32) out.put(done + i, by_index ? ByIndex::entry(list[i]) : list[i]);
   __syncwarp();
 }
 

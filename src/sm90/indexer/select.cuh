@@ -22,40 +22,41 @@ __device__ inline Entry entry_of(Candidate candidate) {
 /// Written by other warps: past the first-level cache.
 __device__ inline Candidate load_candidate(const Candidate* from) { return __ldcg(reinterpret_cast<const unsigned long long*>(from)); }
 
-/// Calls use(entries, which of them are there) for entries 0 ... count - 1: `InFlight` of a lane at a time, while as many are on their way.
-/// What is used may be overwritten.
+/// Calls use(candidates, which of them are there) for candidates 0 ... count - 1: `InFlight` of a lane at a time, while as many are on
+/// their way.  What is used may be overwritten.
 template <int InFlight, class Use>
 __device__ void for_each_batch(const Candidate* candidates, int count, int lane, const Use& use) {
-  Candidate  next[InFlight];
-  const auto load = [&](int first) {
+  const Candidate* at = candidates + lane;
+  Candidate        next[InFlight];
+  const auto       load = [&](int left) {
 #pragma unroll
-    for (int u = 0; u < InFlight; ++u) {
-      const int i = first + u * 32 + lane;
-      next[u]     = i < count ? load_candidate(candidates + i) : 0;
-    }
+    for (int u = 0; u < InFlight; ++u) next[u] = u * 32 < left ? load_candidate(at + u * 32) : 0;
+    at += 32 * InFlight;
   };
-  load(0);
+  int left = count - lane;  // of the lane's first one on
+  load(left);
 #pragma unroll 1
   for (int first = 0; first < count; first += 32 * InFlight) {
-    Entry entry[InFlight];
-    bool  real[InFlight];
+    Candidate now[InFlight];
+    bool      real[InFlight];
 #pragma unroll
     for (int u = 0; u < InFlight; ++u) {
-      real[u]  = first + u * 32 + lane < count;
-      entry[u] = real[u] ? entry_of(next[u]) : no_entry;
+      real[u] = u * 32 < left;
+      now[u]  = next[u];
     }
-    load(first + 32 * InFlight);
+    left -= 32 * InFlight;
+    load(left);
     __syncwarp();
-    use(entry, real);
+    use(now, real);
   }
 }
 
 /// Calls use(entry, is there one) for each, 32 neighbours at a time.
 template <int InFlight, class Use>
 __device__ void for_each_entry(const Candidate* candidates, int count, int lane, const Use& use) {
-  for_each_batch<InFlight>(candidates, count, lane, [&](const Entry(&entry)[InFlight], const bool(&real)[InFlight]) {
+  for_each_batch<InFlight>(candidates, count, lane, [&](const Candidate(&candidate)[InFlight], const bool(&real)[InFlight]) {
 #pragma unroll
-    for (int u = 0; u < InFlight; ++u) use(entry[u], real[u]);
+    for (int u = 0; u < InFlight; ++u) use(real[u] ? entry_of(candidate[u]) : no_entry, real[u]);
   });
 }
 
@@ -187,25 +188,24 @@ __device__ inline void bitonic_sort(Entry* list, int size, int lane) {
   __syncwarp();
 }
 
-/// Where a warp sorts a stretch of its entries.
+/// Where a warp sorts a stretch of its candidates.
 struct SortRoom {
-  static constexpr int entries = 896, bins = 512;  // the last bin stays empty
+  static constexpr int candidates = 896, bins = 512;  // the last bin stays empty
 
-  Entry         found[entries], sorted[entries];
+  Candidate     found[candidates];
+  Entry         sorted[candidates];  // their keys
   std::uint32_t bin[bins];
 };
 static_assert(sizeof(SortRoom) == 16384);
 
-/// Calls emit(position, entry) for the entries room.found[0] ... [count - 1], the greatest key first, at positions from 0.  `value_of`
-/// never falls as the key rises and lies in [least, greatest].  False, before anything is emitted, if its values crowd so that this would
-/// be slow.
-template <class ValueOf, class KeyOf, class Emit>
-__device__ bool emit_found(SortRoom& room, int count, float least, float greatest, int lane, const ValueOf& value_of, const KeyOf& key_of,
-                           const Emit& emit) {
-  constexpr int together = 4, crowd = 48;  // entries of a lane side by side: their chains of dependent instructions overlap
+/// Calls emit(position, key) for candidates room.found[0] ... [count - 1], the greatest key first, at positions from 0; their values lie in
+/// [least, greatest].  False, before anything is emitted, if the values crowd so that this would be slow.
+template <class Order, class Emit>
+__device__ bool emit_found(SortRoom& room, int count, float least, float greatest, int lane, const Order& order, const Emit& emit) {
+  constexpr int together = 4, crowd = 48;  // candidates of a lane side by side: their chains of dependent instructions overlap
   const float   scale  = static_cast<float>(SortRoom::bins - 1) / (greatest - least);
-  const auto    bin_of = [&](Entry entry) {
-    const int bin = __float2int_rz(__fmul_rn(__fsub_rn(value_of(entry), least), scale));  // NaN goes to bin 0
+  const auto    bin_of = [&](float value) {
+    const int bin = __float2int_rz(__fmul_rn(__fsub_rn(value, least), scale));  // NaN goes to bin 0
     return max(0, min(bin, SortRoom::bins - 2));
   };
   auto* const fours = reinterpret_cast<uint4*>(room.bin);
@@ -216,10 +216,10 @@ __device__ bool emit_found(SortRoom& room, int count, float least, float greates
 #pragma unroll
     for (int u = 0; u < together; ++u) {
       const int i = first + 32 * u;
-      ptx::red_shared_inc_if(i < count, room.bin + bin_of(room.found[i < count ? i : first]));
+      ptx::red_shared_inc_if(i < count, room.bin + bin_of(order.value(room.found[i < count ? i : first])));
     }
   __syncwarp();
-  // from counts to where a bin's next entry goes, the highest bin first
+  // from counts to where a bin's next key goes, the highest bin first
   std::uint32_t before = 0, most = 0;
 #pragma unroll 1
   for (int i = SortRoom::bins / 4 - 1 - lane; i >= 0; i -= 32) {
@@ -240,28 +240,26 @@ __device__ bool emit_found(SortRoom& room, int count, float least, float greates
   if (__reduce_max_sync(0xffffffffu, most) > crowd) return false;
 #pragma unroll 1
   for (int first = lane; first < count; first += 32 * together) {
-    Entry         entry[together];
+    Candidate     candidate[together];
     std::uint32_t place[together];
 #pragma unroll
     for (int u = 0; u < together; ++u) {
-      const int i = first + 32 * u;
-      entry[u]    = room.found[i < count ? i : first];
-      place[u]    = ptx::atom_shared_add_if(i < count, room.bin + bin_of(entry[u]), 1u);
+      const int i  = first + 32 * u;
+      candidate[u] = room.found[i < count ? i : first];
+      place[u]     = ptx::atom_shared_add_if(i < count, room.bin + bin_of(order.value(candidate[u])), 1u);
     }
 #pragma unroll
-    for (int u = 0; u < together; ++u) ptx::st_shared_if(first + 32 * u < count, room.sorted + place[u], entry[u]);
+    for (int u = 0; u < together; ++u) ptx::st_shared_if(first + 32 * u < count, room.sorted + place[u], order.key(candidate[u]));
   }
   __syncwarp();
 #pragma unroll 1
   for (int first = lane; first < count; first += 32 * together) {
-    Entry entry[together], key[together];
+    Entry key[together];
     int   begin[together], stop[together], position[together], longest = 0;
 #pragma unroll
     for (int u = 0; u < together; ++u) {
-      const int i   = first + 32 * u < count ? first + 32 * u : first;
-      entry[u]      = room.sorted[i];
-      key[u]        = key_of(entry[u]);
-      const int bin = bin_of(entry[u]);
+      key[u]        = room.sorted[first + 32 * u < count ? first + 32 * u : first];
+      const int bin = bin_of(order.value_of_key(key[u]));
       begin[u]      = static_cast<int>(room.bin[bin + 1]);  // a bin filled up ends where the next lower one starts
       stop[u]       = static_cast<int>(room.bin[bin]);
       position[u]   = begin[u];
@@ -272,35 +270,35 @@ __device__ bool emit_found(SortRoom& room, int count, float least, float greates
 #pragma unroll
       for (int u = 0; u < together; ++u) {
         const int at = begin[u] + other;  // only the lanes that still have one to compare with use the banks
-        position[u] += key_of(ptx::ld_shared_if(at < stop[u], room.sorted + at)) > key[u] ? 1 : 0;
+        position[u] += ptx::ld_shared_if(at < stop[u], room.sorted + at) > key[u] ? 1 : 0;
       }
 #pragma unroll
     for (int u = 0; u < together; ++u)
-      if (first + 32 * u < count) emit(position[u], entry[u]);
+      if (first + 32 * u < count) emit(position[u], key[u]);
   }
   __syncwarp();
   return true;
 }
 
-/// Calls emit(position, entry) for the first of the `wanted` best of entries 0 ... count - 1, the greatest key first, and returns for how
-/// many: all, unless entries crowd in a bin.  Then those that are still wanted are among entries 0 ... count - 1.
+/// Calls emit(position, key) for the first of the `wanted` best of candidates 0 ... count - 1, the greatest key first, and returns for how
+/// many: all, unless they crowd in a bin.  Then those that are still wanted are among candidates 0 ... count - 1.
 ///
-/// `coarse` holds the number of entries in each of 256 bins that never fall as the key rises; edge_of(bin) is a 32-bit image that no entry
-/// of this bin or a higher one has less than or equal to in its key's high half, and few of lower bins exceed.
-template <int InFlight, class EdgeOf, class ValueOf, class KeyOf, class Emit>
-__device__ int emit_sorted(Candidate* entries, int& count, int wanted, const std::uint32_t* coarse, SortRoom& room, int lane,
-                           const EdgeOf& edge_of, const ValueOf& value_of, const KeyOf& key_of, const Emit& emit) {
+/// `coarse` holds the number of candidates in each of 256 bins that never fall as the key rises.  All of a bin and of higher ones lie above
+/// order.edge(bin), and few of lower ones.
+template <int InFlight, class Order, class Emit>
+__device__ int emit_sorted(Candidate* candidates, int& count, int wanted, const std::uint32_t* coarse, SortRoom& room, int lane,
+                           const Order& order, const Emit& emit) {
   const BinCounts counts(coarse, lane);
   const auto      last       = counts.find(wanted, lane);
   const int       lowest_bin = last.bin < 0 ? 0 : last.bin;
-  int             end[8];  // position after the bin's last entry
+  int             end[8];  // position after the bin's last candidate
   {
     int position = counts.before;
 #pragma unroll
     for (int i = 0; i < 8; ++i) end[i] = position += counts.count[i];
   }
-  const std::uint32_t least_wanted = edge_of(lowest_bin);
-  const unsigned      below_me     = (1u << lane) - 1;
+  const auto     least_wanted = order.edge(lowest_bin);
+  const unsigned below_me     = (1u << lane) - 1;
   // As many bins at a time as the room takes, with some to spare for what lies between a bin and its edge.
   int done = 0;
   for (int top = 256; done < wanted && top > lowest_bin;) {
@@ -308,50 +306,54 @@ __device__ int emit_sorted(Candidate* entries, int& count, int wanted, const std
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int bin = BinCounts::bin(i, lane);
-      if (bin >= lowest_bin && bin < top && end[i] - done <= SortRoom::entries - 64) lowest = bin;
+      if (bin >= lowest_bin && bin < top && end[i] - done <= SortRoom::candidates - 64) lowest = bin;
     }
     const int bottom = __reduce_min_sync(0xffffffffu, lowest);
     if (bottom == 256) break;
-    const std::uint32_t lower = edge_of(bottom);
-    int                 found = 0, left = 0;  // in the room; among the entries, which close up
-    std::uint32_t       greatest = 0, least = 0xffffffffu;
-    for_each_batch<InFlight>(entries, count, lane, [&](const Entry(&entry)[InFlight], const bool(&real)[InFlight]) {
+    const auto lower   = order.edge(bottom);
+    const bool is_last = bottom == lowest_bin;  // else the others that are wanted close up
+    int        found = 0, left = 0;             // in the room; among the candidates
+    float      greatest = -__int_as_float(0x7f800000), least = -greatest;
+    for_each_batch<InFlight>(candidates, count, lane, [&](const Candidate(&candidate)[InFlight], const bool(&real)[InFlight]) {
+      bool     is_found[InFlight];
       unsigned here[InFlight];
-      bool     later[InFlight];
 #pragma unroll
       for (int u = 0; u < InFlight; ++u) {
-        const auto image  = static_cast<std::uint32_t>(key_of(entry[u]) >> 32);
-        const bool higher = (image > lower) | (bottom == 0);
-        here[u]           = __ballot_sync(0xffffffffu, real[u] & higher);
-        later[u]          = real[u] & !higher & ((image > least_wanted) | (lowest_bin == 0));
-        greatest          = max(greatest, real[u] & higher ? image : 0u);
-        least             = min(least, real[u] & higher ? image : 0xffffffffu);
+        is_found[u] = real[u] & order.above(candidate[u], lower);
+        here[u]     = __ballot_sync(0xffffffffu, is_found[u]);
       }
 #pragma unroll
       for (int u = 0; u < InFlight; ++u) {
-        const bool is_here = (here[u] >> lane & 1u) != 0;
-        const int  place   = found + __popc(here[u] & below_me);
-        const bool fits    = place < SortRoom::entries;
-        ptx::st_shared_if(is_here & fits, room.found + place, entry[u]);
+        const float value = order.value(candidate[u]);
+        greatest          = is_found[u] ? fmaxf(greatest, value) : greatest;
+        least             = is_found[u] ? fminf(least, value) : least;
+        const int place   = found + __popc(here[u] & below_me);
+        is_found[u] &= place < SortRoom::candidates;
+        ptx::st_shared_if(is_found[u], room.found + place, candidate[u]);
         found += __popc(here[u]);
-        const bool     stays   = later[u] | (is_here & !fits);
+      }
+      if (is_last) return;
+#pragma unroll
+      for (int u = 0; u < InFlight; ++u) {
+        const bool     stays   = real[u] & !is_found[u] & order.above(candidate[u], least_wanted);
         const unsigned staying = __ballot_sync(0xffffffffu, stays);
-        ptx::st_global_if(stays, entries + left + __popc(staying & below_me), candidate_of(entry[u]));
+        ptx::st_global_if(stays, candidates + left + __popc(staying & below_me), candidate[u]);
         left += __popc(staying);
       }
     });
     __syncwarp();
-    count    = left;
-    greatest = __reduce_max_sync(0xffffffffu, greatest);
-    least    = __reduce_min_sync(0xffffffffu, least);
-    if (found > SortRoom::entries || !emit_found(
-                                         room, found, value_of(least), value_of(greatest), lane,
-                                         [&](Entry entry) { return value_of(static_cast<std::uint32_t>(key_of(entry) >> 32)); }, key_of,
-                                         [&](int position, Entry entry) {
-                                           if (done + position < wanted) emit(done + position, entry);
-                                         })) {
-      found = min(found, SortRoom::entries);
-      for (int i = lane; i < found; i += 32) entries[count + i] = candidate_of(room.found[i]);
+    if (!is_last) count = left;
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+      greatest = fmaxf(greatest, __shfl_xor_sync(0xffffffffu, greatest, distance));
+      least    = fminf(least, __shfl_xor_sync(0xffffffffu, least, distance));
+    }
+    if (found > SortRoom::candidates || !emit_found(room, found, least, greatest, lane, order, [&](int position, Entry key) {
+          if (done + position < wanted) emit(done + position, key);
+        })) {
+      if (is_last) return done;
+      found = min(found, SortRoom::candidates);
+      for (int i = lane; i < found; i += 32) candidates[count + i] = room.found[i];
       count += found;
       __syncwarp();
       return done;
