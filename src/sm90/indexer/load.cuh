@@ -1,6 +1,7 @@
 #pragma once
 #include "sm90/indexer/parameters.cuh"
 #include "sm90/indexer/tile.cuh"
+#include "sm90/ptx/global.cuh"
 #include "sm90/ptx/tma.cuh"
 
 // Loading: a warp draws work items, works out their keys, brings their queries and streams the keys.
@@ -58,6 +59,19 @@ __device__ void prefetch_queries(const IndexerCall& call, const WorkItem<Tile::q
                              [&](int, int x, int y, int z, int w) { ptx::cp_async_bulk_prefetch_tensor(&call.maps()->query, x, y, z, w); });
 }
 
+/// The same for their weights; a warp, whose lanes bring a line each.
+template <class Tile>
+__device__ void prefetch_weights(const IndexerProblem& problem, const WorkItem<Tile::queries>& item, int lane) {
+  constexpr int      row_lines = Tile::heads / 32, lines = Tile::queries * row_lines;
+  const int          line = lane % lines;
+  const std::int64_t row  = item.row + line / row_lines;
+  if (row >= problem.queries) return;
+  const float* of_row = problem.weights + item.batch * problem.weight_strides[0] + row * problem.weight_strides[1];
+  if (Tile::has_scales && lane >= lines)
+    of_row = problem.query_scale + item.batch * problem.query_scale_strides[0] + row * problem.query_scale_strides[1];
+  ptx::prefetch_l2(of_row + line % row_lines * 32);
+}
+
 /// An item's queries, once the math warps need the ones before no more; one thread.
 template <class Tile>
 __device__ void load_queries(const IndexerCall& call, SharedState<Tile>& shared, unsigned char* scratch,
@@ -89,6 +103,7 @@ __device__ void load(const IndexerCall& call, SharedState<Tile>& shared, unsigne
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&shared.item_full[item_at.slot]);
     if (item.batch < 0) return;
+    prefetch_weights<Tile>(call.problem, item, lane);
     if (lane == 0) {
       prefetch_queries<Tile>(call, item);
       KeyTileOrder  order(item.key_tiles, item.period, item.stride);

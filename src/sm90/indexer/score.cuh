@@ -25,18 +25,25 @@ struct Scoring {
   __device__ void load_weights(const IndexerProblem& problem, std::int64_t batch, std::int64_t row, int lane) {
 #pragma unroll
     for (int q = 0; q < queries; ++q) {
-      const bool         real  = row + q < problem.queries;
-      const float* const from  = problem.weights + batch * problem.weight_strides[0] + (row + q) * problem.weight_strides[1];
-      const float* const scale = problem.query_scale + batch * problem.query_scale_strides[0] + (row + q) * problem.query_scale_strides[1];
+      const bool         real    = row + q < problem.queries;
+      const std::int64_t from    = real ? row + q : problem.queries - 1;  // always a row: loads under a condition wait for each other
+      const int          first   = (lane & 3) * 2;                        // of heads n * 8 + first + i
+      float* const       of      = weight + q * head_blocks * 2;
+      const float* const weights = problem.weights + batch * problem.weight_strides[0] + from * problem.weight_strides[1] + first;
 #pragma unroll
       for (int n = 0; n < head_blocks; ++n)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int head = n * 8 + (lane & 3) * 2 + i;
-          float     w    = real ? __ldg(from + head) : 0.0f;
-          if (problem.query_scale != nullptr && real) w *= __ldg(scale + head);
-          weight[(q * head_blocks + n) * 2 + i] = w;
-        }
+        for (int i = 0; i < 2; ++i) of[n * 2 + i] = __ldg(weights + n * 8 + i);
+      if constexpr (Tile::has_scales) {
+        const float* const scales =
+            problem.query_scale + batch * problem.query_scale_strides[0] + from * problem.query_scale_strides[1] + first;
+#pragma unroll
+        for (int n = 0; n < head_blocks; ++n)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) of[n * 2 + i] *= __ldg(scales + n * 8 + i);
+      }
+#pragma unroll
+      for (int n = 0; n < head_blocks * 2; ++n) of[n] = real ? of[n] : 0.0f;
     }
   }
 
