@@ -60,7 +60,6 @@ struct ByScore {
   __device__ static float value(Candidate candidate) { return Kokkos::bit_cast<float>(static_cast<std::uint32_t>(candidate >> 32)); }
   __device__ static float value_of_key(Entry key) { return score_of(key); }
   __device__ static Entry key(Candidate candidate) { return entry_of(candidate); }
-  __device__ static Entry entry(Entry key) { return key; }
 };
 
 /// The same by ascending index.
