@@ -266,12 +266,11 @@ DecodeScratch divide_scratch(const DecodePlan& plan) {
   const int     rest       = budget - scratch.keys - histogram_bytes - state_bytes;
   constexpr int least_list = decode::most_rows * static_cast<int>(sizeof(DecodeSample));
   // A warpgroup has every stage, or always the same ones.
-  const int step = decode::math_groups / plan.groups;
-  scratch.stages = std::min((rest - least_list) / Row::tile_bytes / step * step, decode::most_stages);
-  scratch.list   = scratch.keys + scratch.stages * Row::tile_bytes;
-  // A few rows have so few candidates that they go to the rows' lists one by one, and nothing is left to do at the end.
+  const int step       = decode::math_groups / plan.groups;
+  scratch.stages       = std::min((rest - least_list) / Row::tile_bytes / step * step, decode::most_stages);
+  scratch.list         = scratch.keys + scratch.stages * Row::tile_bytes;
   const int list_bytes = std::min((rest - scratch.stages * Row::tile_bytes) / 128 * 128, 16384);
-  scratch.list_room    = plan.groups == 1 ? 0 : list_bytes / static_cast<int>(sizeof(Entry)) / plan.tile_rows;
+  scratch.list_room    = list_bytes / static_cast<int>(sizeof(Entry)) / plan.tile_rows;
   scratch.histogram    = scratch.list + list_bytes;
   scratch.state        = budget - state_bytes;  // what selects needs much of what is before it
   scratch.end          = budget;
@@ -309,18 +308,21 @@ DecodePlan plan_decode(const Exec& exec, const IndexerProblem& p, std::int64_t t
   // Of scores in random order some 3/2 k become candidates; the more there is room for, the more crowded the bins may be.
   const std::int64_t usual = plan.keep <= 1024 ? 4096 : most_decode_candidates, share = (14 << 20) / 8 / std::max<std::int64_t>(rows, 1);
   plan.list_capacity = static_cast<std::int32_t>(std::clamp<std::int64_t>(share, plan.keep + plan.keep / 2 + 512, usual));
-  plan.pool_capacity = std::max(pool_sizes(plan.keep, p.keys).capacity, plan.list_capacity);
-  plan.map           = layout.take<CUtensorMap>(1);
-  plan.scores        = layout.take<float>(p.batch * p.queries * plan.score_row);
-  plan.candidates    = layout.take<Entry>(rows * plan.list_capacity);
-  plan.zero_count    = rows * (decode::bins + 2) + tiles * 3;
-  plan.zeros         = layout.take<std::uint32_t>(plan.zero_count);
-  plan.histogram     = plan.zeros;
-  plan.listed        = plan.histogram + rows * decode::bins;
-  plan.owner         = plan.listed + rows;
-  plan.next          = reinterpret_cast<std::int32_t*>(plan.owner + rows);
-  plan.counted       = plan.next + tiles;
-  plan.finished      = plan.counted + tiles;
+  // What is counted must be joined with the other teams' counts, and the candidates among it found, while the rest is multiplied: the
+  // less the better.  But the fewer eighths are counted the more candidates there are, 8 k for one; half of the list is enough for them.
+  plan.counted_eighths = std::clamp((16 * plan.keep + plan.list_capacity - 1) / plan.list_capacity, 2, 5);
+  plan.pool_capacity   = std::max(pool_sizes(plan.keep, p.keys).capacity, plan.list_capacity);
+  plan.map             = layout.take<CUtensorMap>(1);
+  plan.scores          = layout.take<float>(p.batch * p.queries * plan.score_row);
+  plan.candidates      = layout.take<Entry>(rows * plan.list_capacity);
+  plan.zero_count      = rows * (decode::bins + 2) + tiles * 3;
+  plan.zeros           = layout.take<std::uint32_t>(plan.zero_count);
+  plan.histogram       = plan.zeros;
+  plan.listed          = plan.histogram + rows * decode::bins;
+  plan.owner           = plan.listed + rows;
+  plan.next            = reinterpret_cast<std::int32_t*>(plan.owner + rows);
+  plan.counted         = plan.next + tiles;
+  plan.finished        = plan.counted + tiles;
   return plan;
 }
 

@@ -20,6 +20,7 @@ struct DecodePlan {
   std::int64_t tiles;      // of queries, in each batch entry
   std::int32_t splits;
   std::int32_t keep, list_capacity, pool_capacity;  // of a row's candidates, in device and in shared memory
+  std::int32_t counted_eighths;                     // of the key tiles: those whose scores are counted
   std::int64_t score_row;                           // floats from one row of stored scores to the next
 
   void* map;  // of the keys, for the copy engine

@@ -94,7 +94,7 @@ __device__ inline void list_candidate(const DecodeCall& call, const DecodeTile& 
                                       Entry entry) {
   auto* const list = reinterpret_cast<Entry*>(scratch + call.scratch.list);
   const int   room = call.scratch.list_room;
-  if (const int place = room == 0 ? 0 : atomicAdd(&state.listed[row], 1); place < room) {
+  if (const int place = atomicAdd(&state.listed[row], 1); place < room) {
     list[row * room + place] = entry;
     return;
   }
@@ -196,7 +196,6 @@ struct DecodeSelection {
 
   /// Hands the team's candidates over to the row's list, in one piece a row.  Starts after a barrier, after which all is there.
   __device__ void hand_over() const {
-    if (call.scratch.list_room == 0) return;
     const int thread = Team::rank(), count = tile.rows(call), room = call.scratch.list_room, capacity = call.plan.list_capacity;
     if (thread < count)
       state.place[thread] = static_cast<int>(

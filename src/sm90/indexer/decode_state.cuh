@@ -127,9 +127,8 @@ struct DecodeTile {
     hull_begin      = __reduce_min_sync(0xffffffffu, some ? own_row.begin : 0x7fffffff);
     hull_end        = __reduce_max_sync(0xffffffffu, some ? own_row.end : 0);
     if (hull_begin >= hull_end) hull_begin = hull_end = 0;
-    key_tiles = (hull_end - hull_begin + decode::keys - 1) / decode::keys;
-    // What is counted must be joined with the other teams' counts, and the candidates among it found, while the rest is multiplied.
-    counted_tiles = key_tiles - key_tiles * 3 / 8;
+    key_tiles     = (hull_end - hull_begin + decode::keys - 1) / decode::keys;
+    counted_tiles = (key_tiles * plan.counted_eighths + 7) / 8;
   }
 
   __device__ int rows(const DecodeCall& call) const { return min(call.plan.tile_rows, static_cast<int>(call.problem.queries) - first_row); }
