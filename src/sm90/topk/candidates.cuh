@@ -72,8 +72,10 @@ class Candidates {
 
   __device__ const Entry* entries() const { return pool_; }
 
-  /// Appends the entries entry_at(i) of the bits i of `mask`.  False if there was no room for all of some thread's: then the pool has been
-  /// cut, the bound is new and `mask` is what is left.  Called by all threads together; ends with a barrier.
+  /// Appends the entries entry_at(i) of the bits i < Count of `mask`.  False if there was no room for all of some thread's: then the pool
+  /// has been cut, the bound is new and `mask` is what is left.  Called by all threads together; ends with a barrier.
+  ///
+  /// \tparam Count  0: entry_at takes numbers that are not known when this is compiled
   template <int Count, class EntryAt>
   __device__ __forceinline__ bool offer(unsigned& mask, const EntryAt& entry_at) {
     static_assert(Count <= 32);
@@ -156,6 +158,8 @@ class Candidates {
     int                     bin, above, inside, crowded;
   };
 
+  __device__ static int lowest(unsigned mask) { return __ffs(static_cast<int>(mask)) - 1; }
+
   __device__ int entries_in_pool() const { return control_->count < capacity_ ? control_->count : capacity_; }
 
   /// Where a bin's count is kept: a thread's neighbouring bins lie Threads words apart, free of bank conflicts.
@@ -168,21 +172,30 @@ class Candidates {
   /// Appends what fits and returns the bits of what did not.
   template <int Count, class EntryAt>
   __device__ __forceinline__ unsigned append(unsigned mask, const EntryAt& entry_at) {
-    if (__any_sync(full_warp, mask != 0) == 0) return 0;
     const int own      = __popc(mask);
-    const int upto     = Team::inclusive_sum_of_warp(own);
     int       position = 0;
-    if (Team::lane() == 31) position = atomicAdd(&control_->count, upto);
-    position      = __shfl_sync(full_warp, position, 31) + upto - own;
+    if constexpr (Count == 0) {  // as a rule few lanes have something
+      if (mask == 0) return 0;
+      position = atomicAdd(&control_->count, own);
+    } else {
+      if (__any_sync(full_warp, mask != 0) == 0) return 0;
+      const int upto = Team::inclusive_sum_of_warp(own);
+      if (Team::lane() == 31) position = atomicAdd(&control_->count, upto);
+      position = __shfl_sync(full_warp, position, 31) + upto - own;
+    }
     unsigned left = 0;
     for (int over = position + own - capacity_; over > 0 && mask != 0; --over) {  // the last ones do not fit
       const unsigned last = 0x80000000u >> __clz(static_cast<int>(mask));
       mask ^= last;
       left |= last;
     }
+    if constexpr (Count == 0) {
+      for (; mask != 0; mask &= mask - 1) pool_[position++] = entry_at(lowest(mask));
+    } else {
 #pragma unroll
-    for (int i = 0; i < Count; ++i)
-      if ((mask >> i & 1u) != 0) pool_[position++] = entry_at(i);
+      for (int i = 0; i < Count; ++i)
+        if ((mask >> i & 1u) != 0) pool_[position++] = entry_at(i);
+    }
     return left;
   }
 

@@ -7,11 +7,13 @@
 #include "common/workers.hpp"
 #include "sm90/launch.cuh"
 #include "sm90/topk/output.cuh"
+#include "sm90/topk/ring.cuh"
 #include "sm90/topk/values.cuh"
 
-// topk: each row is read once, but for a sample of long ones.  A team, or a warp where rows are short, streams a row's values past a bound
-// and collects what passes in a pool in shared memory.  Few long rows are cut into parts: a team a part leaves the best of it and a bound
-// of the rest; a second launch joins the parts of each row, and reads those again whose bound says that they may hide one of the k best.
+// topk: each row is read once.  A team, or a warp where rows are short, streams a row's values past a bound and collects what passes in a
+// pool in shared memory.  Long rows come by the copy engine, and their first chunk says which bound is likely to do; where too few reach it
+// the row comes again.  Few long rows are cut into parts: a team a part leaves the best of it and a bound of the rest; a second launch
+// joins the parts of each row, and reads those again whose bound says that they may hide one of the k best.
 
 namespace Tributary::Impl::SM90 {
 namespace {
@@ -23,6 +25,13 @@ constexpr int bins         = 1024;  // for up to 2048 results
 template <class Value>
 constexpr int loads         = sizeof(Value);
 constexpr int merge_threads = 1024;
+
+// Long rows: some 64 KiB of them on their way to a team, so that one reads as fast as an SM can while the other one sorts.
+constexpr int long_row_threads      = 256;  // and a warp that brings the rows
+constexpr int long_row_teams_per_sm = 2;
+constexpr int least_long_row        = 8192;  // values: two chunks, of which the first one is a sample
+template <class Value>
+constexpr int long_row_loads = sizeof(Value);
 
 // Short rows: a warp each, four a team.
 constexpr int short_row       = 1024;
@@ -58,32 +67,88 @@ struct SelectRows {
   __device__ void operator()(const Member& team) const {
     const auto place = rows.place(static_cast<unsigned>(team.league_rank()));
     Pool       pool(aligned_scratch(team, Pool::scratch_bytes(sizes.keep, sizes.capacity)), sizes.keep, sizes.most, sizes.capacity);
-    using Reader = RowReader<Value, threads, loads<Value>>;
-    const Reader row(rows, place, {0, 1});
-    if (const int wanted = sample_of(row.chunks()); wanted > 0) {
-      const Reader spread(rows, place, {row.chunks() / 2, row.chunks()});  // over the row: a chunk of segments
-      pool.set_bound(sample(spread, pool, wanted));
-      stream(row, pool);
-      if (pool.count() < sizes.keep) {  // too high a bound: a row of so many chunks has more
-        Pool::Team::sync();             // all have seen it
-        pool.restart();
-        stream(row, pool);
-      }
-    } else {
-      stream(row, pool);
-    }
+    stream(RowReader<Value, threads, loads<Value>>(rows, place, {0, 1}), pool);
     write_row(pool, sizes.keep, output, place.batch, place.row);
+    exit_thread();
+  }
+};
+
+/// Long rows, every so-manyth a team, whose last warp brings them: the beginning of the next one while the others sort.
+template <class Value>
+struct SelectLongRows {
+  using Pool                  = Candidates<long_row_threads, bins>;
+  using Row                   = ChunkedRow<Value, long_row_threads, long_row_loads<Value>>;
+  static constexpr int warps  = long_row_threads / 32 + 1;
+  static constexpr int budget = (228 * 1024 / long_row_teams_per_sm - 1024 - scratch_alignment - 16 - 8 * (warps + 2)) / 16 * 16;
+
+  ValueRows  rows;
+  PoolSizes  sizes;
+  TopkOutput output;
+  unsigned   all_rows;
+  int        slots;
+
+  static int slots_beside(const PoolSizes& sizes) {
+    const int rest = budget - static_cast<int>(sizeof(ChunkRing)) - Pool::scratch_bytes(sizes.keep, sizes.capacity);
+    return std::clamp(rest / Row::bytes, 2, ChunkRing::most_slots);
+  }
+
+  KOKKOS_INLINE_FUNCTION int scratch_bytes() const {
+    return slots * Row::bytes + static_cast<int>(sizeof(ChunkRing)) + Pool::scratch_bytes(sizes.keep, sizes.capacity);
+  }
+
+  __device__ void operator()(const Member& team) const {
+    unsigned char* const chunks = aligned_scratch(team, scratch_bytes());
+    auto&                ring   = *reinterpret_cast<ChunkRing*>(chunks + slots * Row::bytes);
+    if (thread_of_team() == 0) ring.initialise(slots);
+    ptx::bar_sync(all_barrier, 32 * warps);
+    ChunkSlot slot{slots};
+    for (auto number = static_cast<unsigned>(team.league_rank()); number < all_rows; number += static_cast<unsigned>(team.league_size())) {
+      const auto place = rows.place(number);
+      const Row  row(rows, place);
+      if (threadIdx.y == warps - 1)
+        bring_row(row, chunks, ring, slot);
+      else
+        select(row, place, chunks, ring, slot);
+    }
     exit_thread();
   }
 
  private:
-  /// Which of the best of a chunk is likely to let the k best of the row pass, and not many more: its share of them and six standard
-  /// deviations.  0 in short rows.
+  static constexpr int all_barrier = 1, end_barrier = 2;
+
+  __device__ void bring_row(const Row& row, unsigned char* chunks, ChunkRing& ring, ChunkSlot& slot) const {
+    const int lane = static_cast<int>(threadIdx.x);
+    do {
+      for (unsigned chunk = 0; chunk < row.chunks(); ++chunk, slot.next()) {
+        ptx::mbarrier_wait(&ring.empty[slot.number], slot.round ^ 1);
+        __syncwarp();  // a lane that came late would find the next round begun
+        bring(row, chunk, chunks, ring, slot.number, lane);
+      }
+      ptx::bar_sync(end_barrier, 32 * warps);
+    } while (ring.again);
+  }
+
+  __device__ void select(const Row& row, const ValueRows::Place& place, unsigned char* chunks, ChunkRing& ring, ChunkSlot& slot) const {
+    Pool pool(reinterpret_cast<unsigned char*>(&ring + 1), sizes.keep, sizes.most, sizes.capacity);
+    for (int wanted = sample_of(row.chunks());; wanted = 0) {
+      stream(row, pool, chunks, ring, slot, wanted);
+      const bool again = wanted > 0 && pool.count() < sizes.keep;  // too high a bound: a row of so many chunks has more
+      Pool::Team::sync();                                          // all have seen it
+      if (Pool::Team::rank() == 0) ring.again = again;
+      __syncwarp();
+      ptx::bar_arrive(end_barrier, 32 * warps);
+      if (!again) break;
+      pool.restart();
+    }
+    write_row(pool, sizes.keep, output, place.batch, place.row);
+    Pool::Team::sync();  // the pool is no longer read
+  }
+
+  /// How many of the best of a chunk are likely to let the k best of the row pass, and not many more: its share of them and five standard
+  /// deviations.
   __device__ int sample_of(unsigned chunks) const {
-    constexpr unsigned least_chunks = 4;
-    if (chunks < least_chunks) return 0;
-    const float share = static_cast<float>(sizes.keep) / static_cast<float>(chunks);
-    return static_cast<int>(share + 6.0f * sqrtf(share)) + 9;
+    const float share = static_cast<float>(sizes.keep) / static_cast<float>(max(chunks, 1u));
+    return static_cast<int>(share + 5.0f * sqrtf(share)) + 8;
   }
 };
 
@@ -264,7 +329,16 @@ void launch_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& pl
     return short_rows(integral_constant<int, 64>{}, integral_constant<int, 1>{});
   if (rows.columns <= short_row && plan.rows >= least_warp_rows)
     return short_rows(integral_constant<int, 512>{}, integral_constant<int, loads<Value>>{});
-  const SelectRows<Value> functor{rows, pool_sizes(plan.keep, rows.columns), output};
+  const PoolSizes sizes = pool_sizes(plan.keep, rows.columns);
+  if (rows.columns >= least_long_row) {
+    using Functor = SelectLongRows<Value>;
+    const Functor functor{rows, sizes, output, static_cast<unsigned>(plan.rows), Functor::slots_beside(sizes)};
+    const int     teams = exec.cuda_device_prop().multiProcessorCount * long_row_teams_per_sm;
+    return launch_teams<32 * Functor::warps, long_row_teams_per_sm>("Tributary::topk::hopper_long_rows", exec,
+                                                                    static_cast<int>(std::min<std::int64_t>(plan.rows, teams)),
+                                                                    functor.scratch_bytes(), functor);
+  }
+  const SelectRows<Value> functor{rows, sizes, output};
   launch_teams<threads, teams_per_sm, 3>("Tributary::topk::hopper", exec, static_cast<int>(plan.rows), functor.scratch_bytes(), functor);
 }
 

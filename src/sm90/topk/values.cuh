@@ -45,34 +45,13 @@ __device__ __forceinline__ float value_of(const unsigned (&words)[4], int i) {
     return __half2float(__ushort_as_half(static_cast<unsigned short>(i % 2 == 0 ? words[i / 2] & 0xffffu : words[i / 2] >> 16)));
 }
 
-/// One of `count` parts of a row: every count-th segment of 32 blocks, what one warp loads at once.  Neighbouring segments lie in different
-/// parts, so that sorted rows, too, spread their best values evenly.
-struct RowPart {
-  unsigned number, count;
-};
-
-/// \tparam Loads  blocks that a thread has under way at once
-template <class Value, int Threads, int Loads>
-class RowReader {
+/// A row as blocks of 16 bytes.
+template <class Value>
+class RowBlocks {
  public:
   static constexpr int width = 16 / static_cast<int>(sizeof(Value));
-  /// Values of a chunk that one thread holds.
-  static constexpr int each = Loads * width;
-  static_assert(each <= 32);
 
-  struct Chunk {
-    unsigned words[Loads][4];
-    unsigned valid;  // bit i: value i is within the row
-
-    __device__ __forceinline__ float value(int i) const { return value_of<Value>(words[i / width], i % width); }
-    /// What is computed from the words stays behind this point.
-    __device__ __forceinline__ void pin() {
-#pragma unroll
-      for (int i = 0; i < 4 * Loads; ++i) asm volatile("" : "+r"(words[i / 4][i % 4]));
-    }
-  };
-
-  __device__ RowReader(const ValueRows& rows, const ValueRows::Place& place, const RowPart& part) : part_(part) {
+  __device__ RowBlocks(const ValueRows& rows, const ValueRows::Place& place) {
     std::int64_t begin = 0, end = rows.columns;
     if (rows.range != nullptr) {
       const std::int32_t* const bounds = rows.range + place.batch * rows.range_strides[0] + place.row * rows.range_strides[1];
@@ -83,58 +62,24 @@ class RowReader {
     data_                    = first - lead_;
     stop_                    = lead_ + static_cast<unsigned>(end - begin);
     first_index_             = static_cast<std::int32_t>(begin) - static_cast<std::int32_t>(lead_);
-    const unsigned blocks = end == begin ? 0 : (stop_ + width - 1) / width, segments = (blocks + 31) / 32;
-    const unsigned own = segments > part.number ? (segments - part.number + part.count - 1) / part.count : 0;
-    chunks_            = (own + Loads * Team::warps - 1) / (Loads * Team::warps);
+    blocks_                  = end == begin ? 0 : (stop_ + width - 1) / width;
   }
 
-  __device__ unsigned chunks() const { return chunks_; }
+  __device__ unsigned blocks() const { return blocks_; }
+  /// Blocks from the first whole one up to the end of the last whole one are whole.
+  __device__ unsigned whole_begin() const { return lead_ == 0 ? 0u : 1u; }
+  __device__ unsigned whole_end() const { return stop_ / width; }
+  __device__ bool     is_whole(unsigned block) const { return (block > 0 || lead_ == 0) && block < stop_ / width; }
 
-  /// The least index of a chunk.
-  __device__ unsigned first_index(unsigned chunk) const {
-    const unsigned index = static_cast<unsigned>(first_index_) + first_block(chunk) * width;
-    return index > 0x7fffffffu ? 0u : index;  // before the row's beginning
-  }
+  __device__ const Value* block(unsigned number) const { return data_ + static_cast<std::size_t>(number) * width; }
+  /// The index of a block's first value, were it in the row.
+  __device__ unsigned index(unsigned block) const { return static_cast<unsigned>(first_index_) + block * width; }
 
-  /// The index of this thread's value number 0 of a chunk; number i is index_step(i) further.
-  __device__ unsigned index(unsigned chunk) const { return static_cast<unsigned>(first_index_) + own_block(chunk) * width; }
-  __device__ unsigned index_step(int i) const {
-    return static_cast<unsigned>(i / width) * (Threads * width) * part_.count + static_cast<unsigned>(i % width);
-  }
-
-  __device__ __forceinline__ Chunk load(unsigned number) const {
-    Chunk          chunk;
-    const unsigned first = first_block(number), last = first + (Loads * Team::warps - 1) * 32 * part_.count + 31;
-    const unsigned own = own_block(number), step = Threads * part_.count;
-    chunk.valid = 0xffffffffu >> (32 - each);
-    if ((first > 0 || lead_ == 0) && last < stop_ / width) {
-#pragma unroll
-      for (int i = 0; i < Loads; ++i) load_block(chunk.words[i], data_ + static_cast<std::size_t>(own + i * step) * width);
-    } else {
-      chunk.valid = 0;
-#pragma unroll
-      for (int i = 0; i < Loads; ++i) chunk.valid |= load_partial_block(chunk.words[i], own + i * step) << (i * width);
-    }
-    return chunk;
-  }
-
- private:
-  using Team = Group<Threads>;
-
-  __device__ unsigned first_block(unsigned chunk) const { return chunk * (Loads * Threads) * part_.count + part_.number * 32; }
-  __device__ unsigned own_block(unsigned chunk) const {
-    return first_block(chunk) + static_cast<unsigned>(Team::warp()) * 32 * part_.count + static_cast<unsigned>(Team::lane());
-  }
-
-  /// A block that may lie outside of the row, wholly or in part; returns which values are within.
+  /// A block that lies partly or wholly outside of the row; returns which values are within.
   __device__ __forceinline__ unsigned load_partial_block(unsigned (&words)[4], unsigned block) const {
     unsigned valid = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[i] = 0;
-    if ((block > 0 || lead_ == 0) && block < stop_ / width) {
-      load_block(words, data_ + static_cast<std::size_t>(block) * width);
-      return (1u << width) - 1;
-    }
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       const unsigned at = block * width + i;
@@ -148,12 +93,99 @@ class RowReader {
     return valid;
   }
 
+ private:
   const Value* data_;  // aligned; block 0 begins here
   unsigned     lead_;  // values of block 0 before the row's first
   unsigned     stop_;  // one past the row's last value, counted from block 0
-  unsigned     chunks_;
+  unsigned     blocks_;
   std::int32_t first_index_;  // of block 0's first value, were it in the row
-  RowPart      part_;
+};
+
+/// Blocks of values that a thread has at once.
+template <class Value_, int Loads>
+struct ValueBlocks {
+  using Value = Value_;
+
+  static constexpr int width = 16 / static_cast<int>(sizeof(Value)), each = Loads * width;
+  static_assert(each <= 32);
+
+  unsigned words[Loads][4];
+  unsigned valid;  // bit i: value i is within the row
+
+  __device__ __forceinline__ float value(int i) const { return value_of<Value>(words[i / width], i % width); }
+  /// What is computed from the words stays behind this point.
+  __device__ __forceinline__ void pin() {
+#pragma unroll
+    for (int i = 0; i < 4 * Loads; ++i) asm volatile("" : "+r"(words[i / 4][i % 4]));
+  }
+};
+
+/// One of `count` parts of a row: every count-th segment of 32 blocks, what one warp loads at once.  Neighbouring segments lie in different
+/// parts, so that sorted rows, too, spread their best values evenly.
+struct RowPart {
+  unsigned number, count;
+};
+
+/// \tparam Loads  blocks that a thread has under way at once
+template <class Value, int Threads, int Loads>
+class RowReader {
+ public:
+  using Chunk                = ValueBlocks<Value, Loads>;
+  static constexpr int width = Chunk::width, each = Chunk::each;
+
+  __device__ RowReader(const ValueRows& rows, const ValueRows::Place& place, const RowPart& part) : row_(rows, place), part_(part) {
+    const unsigned segments = (row_.blocks() + 31) / 32;
+    const unsigned own      = segments > part.number ? (segments - part.number + part.count - 1) / part.count : 0;
+    chunks_                 = (own + Loads * Team::warps - 1) / (Loads * Team::warps);
+  }
+
+  __device__ unsigned chunks() const { return chunks_; }
+
+  /// The least index of a chunk.
+  __device__ unsigned first_index(unsigned chunk) const {
+    const unsigned index = row_.index(first_block(chunk));
+    return index > 0x7fffffffu ? 0u : index;  // before the row's beginning
+  }
+
+  /// The index of this thread's value number 0 of a chunk; number i is index_step(i) further.
+  __device__ unsigned index(unsigned chunk) const { return row_.index(own_block(chunk)); }
+  __device__ unsigned index_step(int i) const {
+    return static_cast<unsigned>(i / width) * (Threads * width) * part_.count + static_cast<unsigned>(i % width);
+  }
+
+  __device__ __forceinline__ Chunk load(unsigned number) const {
+    Chunk          chunk;
+    const unsigned first = first_block(number), last = first + (Loads * Team::warps - 1) * 32 * part_.count + 31;
+    const unsigned own = own_block(number), step = Threads * part_.count;
+    chunk.valid = 0xffffffffu >> (32 - each);
+    if (row_.is_whole(first) && last < row_.whole_end()) {
+#pragma unroll
+      for (int i = 0; i < Loads; ++i) load_block(chunk.words[i], row_.block(own + i * step));
+    } else {
+      chunk.valid = 0;
+#pragma unroll
+      for (int i = 0; i < Loads; ++i) chunk.valid |= load_some(chunk.words[i], own + i * step) << (i * width);
+    }
+    return chunk;
+  }
+
+ private:
+  using Team = Group<Threads>;
+
+  __device__ unsigned first_block(unsigned chunk) const { return chunk * (Loads * Threads) * part_.count + part_.number * 32; }
+  __device__ unsigned own_block(unsigned chunk) const {
+    return first_block(chunk) + static_cast<unsigned>(Team::warp()) * 32 * part_.count + static_cast<unsigned>(Team::lane());
+  }
+
+  __device__ __forceinline__ unsigned load_some(unsigned (&words)[4], unsigned block) const {
+    if (!row_.is_whole(block)) return row_.load_partial_block(words, block);
+    load_block(words, row_.block(block));
+    return (1u << width) - 1;
+  }
+
+  RowBlocks<Value> row_;
+  RowPart          part_;
+  unsigned         chunks_;
 };
 
 /// What a value must reach so that an entry with an index of `first_index` or more can reach the bound.
@@ -230,21 +262,6 @@ __device__ __forceinline__ void stream(const RowReader<Value, Threads, Loads>& r
     }
     chunk = next;
   }
-}
-
-/// A bound that about the `wanted` best of a part's first chunk reach, and whatever has the same value as the last of them; 0 if there are
-/// no more than `wanted`.  The pool is empty before and after.
-template <class Value, int Threads, int Loads, class Pool>
-__device__ Entry sample(const RowReader<Value, Threads, Loads>& part, Pool& pool, int wanted) {
-  using Reader                       = RowReader<Value, Threads, Loads>;
-  const unsigned               index = part.index(0);
-  const typename Reader::Chunk chunk = part.load(0);
-  unsigned                     left  = chunk.valid;
-  pool.template offer<Reader::each>(left, [&](int i) { return make_entry(sortable(chunk.value(i)), index + part.index_step(i)); });
-  const Entry bound = pool.count() > wanted ? pool.find_bound(wanted) : Entry{0};
-  Group<Threads>::sync();  // all have seen the count
-  pool.restart();
-  return bound;
 }
 
 }  // namespace Tributary::Impl::SM90
