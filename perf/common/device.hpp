@@ -73,24 +73,6 @@ class CallsOnDevice {
   cudaGraphExec_t executable_ = nullptr;
 };
 
-/// Warms, then times calls back to back, enough of them to fill some milliseconds; returns the seconds a call takes.  The call must have
-/// its workspace.
-template <class Call>
-double measure_on_device(benchmark::State& state, const Kokkos::Cuda& exec, const Call& call) {
-  call();  // what is set up at a kernel's first launch cannot be captured
-  exec.fence("Tributary benchmark: warm");
-  const double        once = CallsOnDevice(exec, 4, call).run();
-  const CallsOnDevice calls(exec, std::clamp(static_cast<int>(5e-3 / once), 1, 500), call);
-  calls.run();
-  double seconds = 0;
-  for (auto _ : state) {
-    const double this_call = calls.run();
-    state.SetIterationTime(this_call);
-    seconds += this_call;
-  }
-  return seconds / static_cast<double>(state.iterations());
-}
-
 /// Seconds a call takes in a short run of a rested device, whose clock is high, and in a long run, at the power that the device can keep.
 struct CallSeconds {
   double burst, sustained;
