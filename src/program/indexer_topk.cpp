@@ -2,7 +2,6 @@
 #include <Tributary_Indexer.hpp>
 #include <Tributary_Quantize.hpp>
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <iostream>

@@ -31,10 +31,10 @@ void copy_box(void* to, const TensorMap* map, std::uint32_t rank, std::uint64_t*
   if (map->mark != tensor_map_mark || reinterpret_cast<std::uintptr_t>(map) % 64 != 0 || map->rank != rank) fail("no tensor map");
   const std::uint32_t bytes   = map->row_bytes() * map->box[1] * map->box[2] * map->box[3];
   const std::uint32_t address = shared_address(to);
-  if (address % (8 * map->row_bytes()) != 0) fail("a swizzled copy to an address that is no multiple of 8 rows");
+  if (address % (rank == 1 ? 16 : 8 * map->row_bytes()) != 0) fail("a copy to an address that is not aligned");  // to 8 swizzled rows
   BoxCopy    copy{lane.team, *map, &barrier_at(team, barrier), {x, y, z, w}, {address, address + bytes}};
   const auto heads = map->extents[1], batches = map->extents[3];
-  // The engine would fill with zeros, but the kernels have no reason to ask for boxes that begin outside.
+  // The engine would fill with zeros, but the kernels have no reason to ask for boxes of other heads or batch entries.
   if (x < 0 || y < 0 || z < 0 || w < 0 || static_cast<std::uint64_t>(y) >= heads || static_cast<std::uint64_t>(w) >= batches)
     fail("a box outside the tensor: ", x, " ", y, " ", z, " ", w);
   require_no_box(team, copy.to, "a copy");
@@ -174,19 +174,20 @@ void cp_async_bulk_tensor(void* to, const TensorMap* map, std::uint64_t* barrier
 
 /// As it lies: a box of whole rows that are not swizzled, which a map of one dimension stands for.
 void cp_async_bulk(void* to, const void* from, int bytes, std::uint64_t* barrier) {
-  if (bytes <= 0 || bytes % 128 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0) fail("a bulk copy that is not aligned");
+  constexpr int row = 16;
+  if (bytes <= 0 || bytes % row != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0) fail("a bulk copy that is not aligned");
   if (machine.lane->acquired) fail("a bulk copy after an acquire without fence.proxy.async.global between");
-  const auto rows = static_cast<std::uint32_t>(bytes / 128);
+  const auto rows = static_cast<std::uint32_t>(bytes / row);
   TensorMap  map{};
   map.base                       = from;
   map.mark                       = tensor_map_mark;
   map.rank                       = 1;
   map.element_bytes              = 2;
-  const std::uint64_t extents[4] = {64, 1, rows, 1};
-  const std::uint32_t box[4]     = {64, 1, rows, 1};
+  const std::uint64_t extents[4] = {row / 2, 1, rows, 1};
+  const std::uint32_t box[4]     = {row / 2, 1, rows, 1};
   std::copy(extents, extents + 4, map.extents);
   std::copy(box, box + 4, map.box);
-  std::fill(map.strides, map.strides + 3, 128);
+  std::fill(map.strides, map.strides + 3, row);
   copy_box(to, &map, 1, barrier, 0, 0, 0, 0);
 }
 

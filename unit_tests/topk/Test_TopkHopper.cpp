@@ -146,6 +146,18 @@ TEST_F(TopkHopper, RangesOfLongRows) {
   }
 }
 
+/// A team has several rows, some of them empty.
+TEST_F(TopkHopper, RangesOfManyLongRows) {
+  SCOPED_TRACE(seed_text());
+  Random          random(13);
+  Array<float, 3> values({2, 350, 9000});
+  random.fill_with_integers(values, -3000, 3000);
+  Array<std::int32_t, 3> range({2, 350, 2});
+  random.fill_with_integers(range, -3, 9003);
+  for (int row = 100; row < 140; ++row) range(0, row, 1) = range(0, row, 0) + row % 3;
+  for (const std::int64_t k : {3, 700}) expect_right(values, k, {.key_splits = 1}, range);
+}
+
 TEST_F(TopkHopper, ShortRowsOfAWarpEach) {
   SCOPED_TRACE(seed_text());
   Random random(4);
@@ -265,6 +277,7 @@ TEST_F(TopkHopper, AMillionShortRows) { many_rows(1000003, 64, 8); }
 TEST_F(TopkHopper, ManyMediumRows) {
   many_rows(100003, 1000, 16);
   many_rows(20001, 2050, 256);
+  many_rows(700, 9000, 512);
 }
 
 TEST_F(TopkHopper, RepeatsItselfToTheBit) {
@@ -313,7 +326,7 @@ TEST_F(TopkHopper, ACapturedCallFollowsItsInputs) {
   SCOPED_TRACE(seed_text());
   Random      random(9);
   const Space exec = another_instance();
-  for (const auto& [rows, n, k] : {std::array{3, 70000, 512}, {40, 5000, 100}, {600, 100, 10}}) {
+  for (const auto& [rows, n, k] : {std::array{3, 70000, 512}, {300, 9000, 100}, {40, 5000, 100}, {600, 100, 10}}) {
     Array<float, 3> values({1, rows, n});
     random.fill_with_normals(values);
     const auto                  in = in_space(values);

@@ -94,6 +94,9 @@ template <class Tile>
 struct AttentionBackwardCrewKernel {
   using Gather = GatherTile<typename Tile::Element>;
   static_assert(Tile::math_warps == Gather::math_warps && Tile::team_threads == Gather::team_threads);
+  // What makers and gatherer have to agree on: how blocks and steps are cut, what a step hands over.
+  static_assert(Tile::queries == Gather::queries && Tile::block_keys == Gather::block_keys && Gather::score_bytes == crew_place_bytes &&
+                Tile::key_panel_bytes == crew_place_bytes);
 
   AttentionBackwardCall call;
 
@@ -204,6 +207,8 @@ std::string no_attention_backward(const Exec& exec, const AttentionProblem& p, c
                                   const AttentionBackwardArguments& arguments) {
   if (const std::string reason = no_attention_inputs(exec, p, rotary); !reason.empty()) return reason;
   if (p.head_dim > 256 || p.value_dim > 256) return "it takes head dimensions up to 256";
+  if (gradient_dim(p) > 128 && exec.cuda_device_prop().multiProcessorCount < crew_teams)
+    return "beyond 128 components it takes " + std::to_string(crew_teams) + " multiprocessors";
   if (arguments.out_type == ElementType::float32) return "grad_out is float";
   const auto aligned = [](const auto& tensor, std::int64_t size) {
     return multiple_of_16_bytes(tensor.data, {tensor.extents[0], tensor.extents[1], tensor.extents[2]},
@@ -225,7 +230,6 @@ AttentionBackwardPlan plan_attention_backward(const Exec& exec, const AttentionP
   const std::int64_t pairs = p.batch * p.key_heads, bytes_of_pair = p.heads / p.key_heads * p.queries * dim * (2 + 2 + 4);
   plan.section =
       std::clamp<std::int64_t>((std::int64_t{20} << 20) / std::max<std::int64_t>(bytes_of_pair, 1), 1, std::max<std::int64_t>(pairs, 1));
-  // A crew at least: no device of this kind has fewer processors than a crew has teams.
   const std::int64_t processors = exec.cuda_device_prop().multiProcessorCount;
   const std::int64_t crews      = dim > 128 ? std::min(std::max<std::int64_t>(processors / crew_teams, 1), pairs * plan.blocks) : 0;
   plan.teams                    = static_cast<std::int32_t>(dim > 128 ? crews * crew_teams : std::min(processors, pairs * plan.blocks));

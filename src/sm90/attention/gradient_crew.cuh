@@ -9,21 +9,23 @@
 // where every team would hand over one of its own: memory takes additions of four times as many bytes no faster than tensor cores make
 // them.  Gradients of scores pass through device memory, but stay in the L2.
 //
-// Teams join in the order in which they start, and a crew draws no item before its last team runs: whatever the device has room for, what
-// anyone waits for is being worked on.
+// Teams join in the order in which they start, and a crew draws no item before its last team runs: wherever there is room for one crew,
+// what anyone waits for is being worked on.  Where other work keeps that room for itself, the first crew waits until it ends.
 
 namespace Tributary::Impl::SM90 {
 
 /// Of a crew, in device memory; zeros at first.
 struct alignas(128) CrewState {
-  std::int32_t item;                 // the number of the one that is worked on and 1; grows
-  std::int32_t taken;                // how often a maker has read it
-  std::int32_t gathered;             // steps whose gradients of scores have left their places
-  std::int32_t shared[crew_makers];  // steps whose gradients of scores a maker has put there
+  std::int32_t item;   // the number of the one that is worked on and 1; grows
+  std::int32_t taken;  // how often a maker has read it
+  // Steps of all its items, which may pass 2^32: whose gradients of scores have left their places; whose a maker has put there.
+  std::int32_t gathered;
+  std::int32_t shared[crew_makers];
 };
 
 /// Places for a maker's gradients of scores: they are read some two steps after they were made.
 inline constexpr int crew_places = 8, crew_place_bytes = 64 * 64 * 2;
+static_assert((crew_places & (crew_places - 1)) == 0);
 
 /// A team's place in its crew.
 struct CrewSeat {
@@ -37,8 +39,8 @@ struct CrewSeat {
         number(ticket % crew_teams) {}
 
   __device__ bool           gathers() const { return number == crew_makers; }
-  __device__ unsigned char* place(int maker, std::int32_t step) const {
-    return places + (maker * crew_places + step % crew_places) * crew_place_bytes;
+  __device__ unsigned char* place(int maker, std::uint32_t step) const {
+    return places + (maker * crew_places + static_cast<int>(step % crew_places)) * crew_place_bytes;
   }
 };
 
@@ -79,14 +81,14 @@ template <class Tile>
 __device__ void share_with_crew(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch,
                                 const CrewSeat& seat) {
   RingPosition<Tile::score_stages> score_at;
-  std::int32_t                     done = 0, gathered = 0;  // steps
+  std::uint32_t                    done = 0, gathered = 0;  // steps
   for (RingPosition<2> piece_at;; piece_at.next()) {
     ptx::mbarrier_wait(&shared.piece_full[piece_at.slot], piece_at.round);
     const GradientPiece& piece = shared.pieces[piece_at.slot];
     if (piece.batch < 0) return;
     for (std::int32_t n = steps_of(call.problem, piece); n > 0; --n, score_at.next()) {
       if (done - gathered >= crew_places) {
-        while (done - (gathered = ptx::ld_acquire(&seat.state->gathered)) >= crew_places) __nanosleep(20);
+        while (done - (gathered = static_cast<std::uint32_t>(ptx::ld_acquire(&seat.state->gathered))) >= crew_places) __nanosleep(20);
         ptx::fence_proxy_async_global();
       }
       ptx::mbarrier_wait(&shared.scores_full[score_at.slot], score_at.round);
@@ -97,7 +99,7 @@ __device__ void share_with_crew(const AttentionBackwardCall& call, GradientShare
       ptx::mbarrier_arrive(&shared.scores_empty[score_at.slot]);
       ptx::cp_async_bulk_wait();
       ptx::fence_proxy_async_global();
-      ptx::st_release(&seat.state->shared[seat.number], ++done);
+      ptx::st_release(&seat.state->shared[seat.number], static_cast<std::int32_t>(++done));
     }
     ptx::mbarrier_arrive(&shared.piece_empty[piece_at.slot]);
   }

@@ -76,8 +76,8 @@ class GatherLoader : GradientLoader<Tile> {
 
   /// The step's gradients of scores: each lane looks for a maker's, the first one copies them as places become free.
   __device__ void fetch() {
-    if (lane_ < crew_makers && seen_ <= fetched_)
-      while ((seen_ = ptx::ld_acquire(&seat_.state->shared[lane_])) <= fetched_) __nanosleep(20);
+    if (lane_ < crew_makers && seen_ == fetched_)  // never fewer
+      while ((seen_ = static_cast<std::uint32_t>(ptx::ld_acquire(&seat_.state->shared[lane_]))) == fetched_) __nanosleep(20);
     __syncwarp();
     if (lane_ == 0) {
       ptx::fence_proxy_async_global();
@@ -88,7 +88,7 @@ class GatherLoader : GradientLoader<Tile> {
         ptx::cp_async_bulk(scratch_ + Tile::scores_offset + maker * Tile::score_bytes, seat_.place(maker, fetched_), Tile::score_bytes,
                            full);
       }
-      ptx::st_release(&seat_.state->gathered, fetched_);  // those before have been multiplied
+      ptx::st_release(&seat_.state->gathered, static_cast<std::int32_t>(fetched_));  // those before have been multiplied
     }
     __syncwarp();
     score_round_ ^= 1;
@@ -97,7 +97,8 @@ class GatherLoader : GradientLoader<Tile> {
 
   const CrewSeat& seat_;
   std::uint32_t   score_round_ = 0;
-  std::int32_t    next_ = 0, drawn_ = 0, fetched_ = 0, seen_ = 0;  // seen_: steps that the lane's maker has shared
+  std::int32_t    next_ = 0, drawn_ = 0;
+  std::uint32_t   fetched_ = 0, seen_ = 0;  // steps; seen_: that the lane's maker has shared
 };
 
 /// A warp: zeroes keys that do not take part.

@@ -111,7 +111,7 @@ struct WideGradientTile {
   static constexpr int scores_offset   = grad_out_offset + grad_out_stages * query_bytes;
   static constexpr int sums_offset     = scores_offset + score_stages * score_bytes;  // not used: a team of its own has sums
   static constexpr int state_offset    = sums_offset;
-  static constexpr int state_bytes     = scores == Scores::plain ? 1904 : 3072;
+  static constexpr int state_bytes     = scores == Scores::plain ? 1904 : 3072;  // 1904: with what a crew's team has besides, all there is
   static constexpr int scratch_bytes   = state_offset + state_bytes;
 
   static constexpr int slots = 1, adders = 1;           // not used

@@ -22,7 +22,7 @@ class GradientWarp {
   static constexpr int columns = Tile::wide ? Tile::dim / 2 : Tile::dim, count = Tile::queries / 2, sums = columns / 2;
 
   __device__ int group() const { return warp_ / 4; }
-  /// The first of the warp's 16 keys in the block.
+  /// The first of the warp's 16 keys among the team's.
   __device__ int first_row() const { return (Tile::wide ? warp_ % 4 : warp_) * 16; }
 
   /// Calls differentiate(piece) for the team's pieces.

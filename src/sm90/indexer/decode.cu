@@ -9,7 +9,7 @@
 // indexer_topk for few queries against many keys: one kernel, after one that zeroes its counters.
 //
 // A team has a tile of queries and shares the tile's keys with other teams.  A warp loads key tiles, four warpgroups multiply them with the
-// queries and store the scores; those of the first tiles are counted in bins.  A warp joins these counts with the other teams' and finds
+// queries and store the scores; those of the first tiles are counted in bins.  Three warps join these counts with the other teams' and find
 // the bins from which the k best come while the rest is multiplied; what lies there is listed, and the last team sorts the list.
 
 namespace Tributary::Impl::SM90 {
@@ -305,7 +305,7 @@ DecodePlan plan_decode(const Exec& exec, const IndexerProblem& p, std::int64_t t
   DecodePlan         plan  = shape_decode(exec, p);
   const std::int64_t tiles = p.batch * plan.tiles, rows = plan.rows(p.batch);
   plan.keep = static_cast<std::int32_t>(std::max<std::int64_t>(1, std::min(top_k, p.keys)));
-  // Of scores in random order some 3/2 k become candidates; the more there is room for, the more crowded the bins may be.
+  // Of scores in random order 8 / counted_eighths times k become candidates; the more there is room for, the more crowded the bins may be.
   const std::int64_t usual = plan.keep <= 1024 ? 4096 : most_decode_candidates, share = (14 << 20) / 8 / std::max<std::int64_t>(rows, 1);
   plan.list_capacity = static_cast<std::int32_t>(std::clamp<std::int64_t>(share, plan.keep + plan.keep / 2 + 512, usual));
   // What is counted must be joined with the other teams' counts, and the candidates among it found, while the rest is multiplied: the

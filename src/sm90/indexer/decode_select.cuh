@@ -6,10 +6,10 @@
 
 // Selection.  The teams of a tile of queries count the scores of the first key tiles and add their counts up while they multiply the rest.
 // Scores in the best bins, as few as together hold k of those counted, are a row's candidates.  Once a team knows the bins its math warps
-// list the candidates among the scores that they make, and what they made before is looked through by the counting warp.  At the end one of
-// the teams sorts the row's list.  A count that comes late only makes more candidates, so no team has to wait for another one that might
-// not have started: what is counted at a time will do.  Where the list does not hold all candidates the row's stored scores are read
-// instead.
+// list the candidates among the scores that they make, and what they made before is looked through by the counting warps and by those that
+// are done.  At the end one of the teams sorts the row's list.  A count that comes late only makes more candidates, so no team has to wait
+// for another one that might not have started: what is counted at a time will do.  Where the list does not hold all candidates the row's
+// stored scores are read instead.
 
 namespace Tributary::Impl::SM90 {
 

@@ -48,14 +48,11 @@ __device__ inline void cp_async_bulk_prefetch_tensor(const CUtensorMap* map, int
   asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(map), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
 }
 
-/// Device memory to shared memory, or to the second-level cache, in one piece; multiples of 16 bytes.
+/// Device memory to shared memory as it lies; a multiple of 16 bytes.
 __device__ inline void cp_async_bulk(void* to, const void* from, int bytes, std::uint64_t* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
                "l"(from), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
-}
-__device__ inline void cp_async_bulk_prefetch(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 
 /// Shared memory to device memory, or added to it; both in one piece, multiples of 16 bytes.

@@ -137,7 +137,7 @@ class OwnChunk {
     const auto     reach = [&](unsigned image) { return passing<Chunk::each>(chunk_, Threshold(Entry{image} << 32, 0)); };
     const unsigned score = static_cast<unsigned>(bound >> 32), last = ~static_cast<unsigned>(bound);
     unsigned       wanted = chunk_.valid & reach(score);
-    if (last != 0xffffffffu) {  // after a cut: blocks beyond the bound's index must have better scores
+    if (last <= 0x7fffffffu) {  // after a cut: blocks beyond the bound's index must have better scores
       unsigned beyond = 0;
 #pragma unroll
       for (int i = 0; i < loads; ++i)

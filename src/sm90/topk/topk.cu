@@ -105,10 +105,10 @@ struct SelectLongRows {
     for (auto number = static_cast<unsigned>(team.league_rank()); number < all_rows; number += static_cast<unsigned>(team.league_size())) {
       const auto place = rows.place(number);
       const Row  row(rows, place);
-      if (threadIdx.y == warps - 1)
-        bring_row(row, chunks, ring, slot);
-      else
+      if (threadIdx.y < warps - 1)
         select(row, place, chunks, ring, slot);
+      else if (row.chunks() > 0)
+        bring_row(row, chunks, ring, slot);
     }
     exit_thread();
   }
@@ -130,10 +130,11 @@ struct SelectLongRows {
 
   __device__ void select(const Row& row, const ValueRows::Place& place, unsigned char* chunks, ChunkRing& ring, ChunkSlot& slot) const {
     Pool pool(reinterpret_cast<unsigned char*>(&ring + 1), sizes.keep, sizes.most, sizes.capacity);
-    for (int wanted = sample_of(row.chunks());; wanted = 0) {
+    // Of a row without values nothing comes, and the other warp, which nobody waits for then, does not look at `again`.
+    for (int wanted = sample_of(row.chunks()); row.chunks() > 0; wanted = 0) {
       stream(row, pool, chunks, ring, slot, wanted);
-      const bool again = wanted > 0 && pool.count() < sizes.keep;  // too high a bound: a row of so many chunks has more
-      Pool::Team::sync();                                          // all have seen it
+      const bool again = wanted > 0 && pool.bound() != 0 && pool.count() < sizes.keep;  // the sample's bound was too high
+      Pool::Team::sync();                                                               // all have seen it
       if (Pool::Team::rank() == 0) ring.again = again;
       __syncwarp();
       ptx::bar_arrive(end_barrier, 32 * warps);

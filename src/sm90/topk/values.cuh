@@ -6,6 +6,7 @@
 
 #include "Tributary_Types.hpp"
 #include "common/segment.hpp"
+#include "sm90/ptx/global.cuh"
 #include "sm90/topk/group.cuh"
 #include "topk/entry.hpp"
 
@@ -28,13 +29,6 @@ struct ValueRows {
   };
   __device__ Place place(unsigned flat_row) const { return {flat_row / rows, flat_row % rows}; }
 };
-
-/// Sixteen bytes that are read once: no copy in the first-level cache.
-__device__ __forceinline__ void load_block(unsigned (&words)[4], const void* block) {
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "l"(block));
-}
 
 /// Value number i, known at compile time, of a block.
 template <class Value>
@@ -160,7 +154,7 @@ class RowReader {
     chunk.valid = 0xffffffffu >> (32 - each);
     if (row_.is_whole(first) && last < row_.whole_end()) {
 #pragma unroll
-      for (int i = 0; i < Loads; ++i) load_block(chunk.words[i], row_.block(own + i * step));
+      for (int i = 0; i < Loads; ++i) ptx::ld_once(chunk.words[i], row_.block(own + i * step));
     } else {
       chunk.valid = 0;
 #pragma unroll
@@ -179,7 +173,7 @@ class RowReader {
 
   __device__ __forceinline__ unsigned load_some(unsigned (&words)[4], unsigned block) const {
     if (!row_.is_whole(block)) return row_.load_partial_block(words, block);
-    load_block(words, row_.block(block));
+    ptx::ld_once(words, row_.block(block));
     return (1u << width) - 1;
   }
 

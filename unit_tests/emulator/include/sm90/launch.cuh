@@ -11,7 +11,7 @@ inline int               thread_of_team() { return TributaryTest::Emulator::thre
 inline unsigned char*    aligned_scratch(const Member&, int bytes) { return TributaryTest::Emulator::scratch(bytes); }
 [[noreturn]] inline void exit_thread() { TributaryTest::Emulator::exit_thread(); }
 
-template <int Threads, int, class Functor>
+template <int Threads, int, int = 0, class Functor>
 void launch_teams(const char*, const Kokkos::Cuda&, int teams, int scratch_bytes, const Functor& functor) {
   TributaryTest::Emulator::launch(Threads, teams, scratch_bytes, [&](const Member& team) { functor(team); });
 }
