@@ -31,9 +31,9 @@ AttentionPlan plan_attention(const Exec& exec, const AttentionProblem& p) {
   AttentionPlan plan{};
   plan.workers = concurrent_workers(exec);
   plan.group   = p.heads / p.key_heads;
-  // Enough rows to pay for packing a tile of keys, few enough that their operands stay in a core's second-level cache.
+  // Enough rows to pay for packing a tile of keys.  They go by once a tile, so they need not stay in a core's second-level cache.
   const bool         narrow      = std::max(p.head_dim, p.value_dim) <= 128;
-  const std::int64_t wanted_rows = on_host<Exec> ? (narrow ? 512 : 256) : 64;
+  const std::int64_t wanted_rows = on_host<Exec> ? (narrow ? 1024 : 256) : 64;
   // Queries an item: two items a worker, or more where some have more keys than others.
   const std::int64_t items = (p.right >= 0 ? 4 : 2) * plan.workers, share = (p.batch * p.key_heads * p.queries + items - 1) / items;
   plan.queries = std::clamp<std::int64_t>(std::min(wanted_rows / plan.group, share), std::min<std::int64_t>(p.queries, Product::rows),
