@@ -93,6 +93,7 @@ class BackwardRun {
 
   void run(Settings settings) {
     settings.races = true;
+    if (std::max(o_.head_dim, o_.value_dim) > 128) settings.processors += 4;  // room for a crew of five teams
     set(settings);
     for (const Gradient* const gradient : {&query_, &key_, &value_}) std::fill(gradient->bits.begin(), gradient->bits.end(), untouched);
     Tributary::AttentionGradients               wanted{};
