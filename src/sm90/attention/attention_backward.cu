@@ -23,48 +23,6 @@ namespace Tributary::Impl::SM90 {
 namespace {
 
 template <class Tile>
-__device__ void initialise(GradientShared<Tile>& shared, bool cleans) {
-  ptx::mbarrier_init(&shared.keys_full, 1);
-  ptx::mbarrier_init(&shared.keys_clean, 1);
-  ptx::mbarrier_init(&shared.keys_empty, Tile::math_warps);
-  for (int i = 0; i < Tile::query_stages; ++i) {
-    ptx::mbarrier_init(&shared.queries_full[i], 2);  // what is copied, what is known of the rows
-    ptx::mbarrier_init(&shared.queries_clean[i], 1);
-    ptx::mbarrier_init(&shared.queries_empty[i], Tile::math_warps);
-  }
-  for (int i = 0; i < Tile::grad_out_stages; ++i) {
-    ptx::mbarrier_init(&shared.grad_out_full[i], 1);
-    ptx::mbarrier_init(&shared.grad_out_clean[i], 1);
-    ptx::mbarrier_init(&shared.grad_out_empty[i], Tile::math_warps);
-  }
-  for (int i = 0; i < Tile::score_stages; ++i) {
-    ptx::mbarrier_init(&shared.weights_full[i], Tile::sharing_warps);
-    ptx::mbarrier_init(&shared.weights_empty[i], Tile::math_warps);
-    ptx::mbarrier_init(&shared.scores_full[i], Tile::sharing_warps);
-    ptx::mbarrier_init(&shared.scores_empty[i], Tile::score_users);
-  }
-  for (int i = 0; i < Tile::slots; ++i) {
-    for (int adder = 0; adder < Tile::adders; ++adder) ptx::mbarrier_init(&shared.sums_full[adder][i], Tile::math_warps / Tile::groups);
-    ptx::mbarrier_init(&shared.sums_empty[i], 1);
-  }
-  for (int i = 0; i < 2; ++i) {
-    ptx::mbarrier_init(&shared.piece_full[i], 1);
-    ptx::mbarrier_init(&shared.piece_empty[i], Tile::piece_users + (cleans ? 1 : 0));
-  }
-  ptx::fence_mbarrier_init();
-}
-
-/// What a team's warps share, once it is ready.
-template <class Tile>
-__device__ GradientShared<Tile>& start(unsigned char* scratch, bool cleans) {
-  auto& shared = *reinterpret_cast<GradientShared<Tile>*>(scratch + Tile::state_offset);
-  static_assert(sizeof(shared) <= Tile::state_bytes);
-  if (thread_of_team() == 0) initialise(shared, cleans);
-  __syncthreads();
-  return shared;
-}
-
-template <class Tile>
 struct AttentionBackwardKernel {
   AttentionBackwardCall call;
 
@@ -72,7 +30,7 @@ struct AttentionBackwardKernel {
 
   __device__ void run(const Member&, unsigned char* scratch, int warp, int lane) const {
     const bool            cleans = has_rows_to_clean(call.problem);
-    GradientShared<Tile>& shared = start<Tile>(scratch, cleans);
+    GradientShared<Tile>& shared = start_team<Tile>(scratch, cleans);
     // One branch a warpgroup: each divides the registers once.
     if (warp < Tile::math_warps) {
       ptx::setmaxnreg_inc<Tile::math_registers>();
@@ -112,9 +70,9 @@ struct AttentionBackwardCrewKernel {
     const CrewSeat seat(call.plan, __shfl_sync(0xffffffffu, ticket, 0));
     const bool     cleans = has_rows_to_clean(call.problem);
     if (seat.gathers())
-      gather(seat, start<Gather>(scratch, cleans), scratch, warp, lane, cleans);
+      gather(seat, start_team<Gather>(scratch, cleans), scratch, warp, lane, cleans);
     else
-      make(seat, start<Tile>(scratch, cleans), scratch, warp, lane, cleans);
+      make(seat, start_team<Tile>(scratch, cleans), scratch, warp, lane, cleans);
   }
 
  private:
@@ -145,7 +103,7 @@ struct AttentionBackwardCrewKernel {
       if (warp == Gather::math_warps)
         GatherLoader<Gather>(call, shared, scratch, lane, seat).run();
       else if (warp == Gather::math_warps + 1 && cleans)
-        clean_gathered_keys<Gather>(call, shared, scratch, lane);
+        clean_keys(call, shared, scratch, lane, {Gather::keys_offset}, [](const GradientPiece&) {});
       else if (warp >= Gather::math_warps + 2 && lane == 0)
         add_queries<Gather>(call, shared, scratch, warp - Gather::math_warps - 2);
     }

@@ -187,10 +187,8 @@ struct BiasGradientKernel {
   KOKKOS_INLINE_FUNCTION static constexpr int scratch_bytes() { return Tile::scratch_bytes; }
 
   __device__ void run(const Member&, unsigned char* scratch, int warp, int lane) const {
-    auto& shared = *reinterpret_cast<GradientShared<Tile>*>(scratch + Tile::state_offset);
-    static_assert(sizeof(shared) <= Tile::state_bytes);
-    if (thread_of_team() == 0) initialise(shared);
-    __syncthreads();
+    const bool            cleans = has_rows_to_clean(call.problem);
+    GradientShared<Tile>& shared = start_team<Tile>(scratch, cleans);
     if (warp < Tile::math_warps) {
       ptx::setmaxnreg_inc<Tile::math_registers>();
       BiasDifferentiator<Tile>(call, shared, scratch, warp, lane).run();
@@ -198,29 +196,9 @@ struct BiasGradientKernel {
       ptx::setmaxnreg_dec<Tile::other_registers>();
       if (warp == Tile::math_warps)
         BiasGradientLoader<Tile>(call, shared, scratch, lane).run();
-      else if (warp == Tile::math_warps + 1 && has_rows_to_clean(call.problem))
+      else if (warp == Tile::math_warps + 1 && cleans)
         clean_tiles<Tile>(call, shared, scratch, lane);
     }
-  }
-
- private:
-  __device__ void initialise(GradientShared<Tile>& shared) const {
-    ptx::mbarrier_init(&shared.keys_full, 1);
-    ptx::mbarrier_init(&shared.keys_clean, 1);
-    ptx::mbarrier_init(&shared.keys_empty, Tile::math_warps);
-    for (int i = 0; i < Tile::query_stages; ++i) {
-      ptx::mbarrier_init(&shared.queries_full[i], 2);  // what is copied, what is known of the rows
-      ptx::mbarrier_init(&shared.queries_clean[i], 1);
-      ptx::mbarrier_init(&shared.queries_empty[i], Tile::math_warps);
-      ptx::mbarrier_init(&shared.grad_out_full[i], 1);
-      ptx::mbarrier_init(&shared.grad_out_clean[i], 1);
-      ptx::mbarrier_init(&shared.grad_out_empty[i], Tile::math_warps);
-    }
-    for (int i = 0; i < 2; ++i) {
-      ptx::mbarrier_init(&shared.piece_full[i], 1);
-      ptx::mbarrier_init(&shared.piece_empty[i], Tile::math_warps + (has_rows_to_clean(call.problem) ? 1 : 0));
-    }
-    ptx::fence_mbarrier_init();
   }
 };
 

@@ -25,7 +25,9 @@ struct BiasGradientTile {
   static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
   static constexpr int key_bytes = panels * key_panel_bytes, query_bytes = panels * query_panel_bytes;
   static constexpr int query_stages = Dim > 128 ? 1 : 2, grad_out_stages = query_stages;
-  static constexpr int score_stages = 1, slots = 1, adders = 1;  // not used: nothing is shared or handed over
+  // Not used, since nothing is shared or handed over; but what has done a piece are the math warps.
+  static constexpr int score_stages = 1, slots = 1, adders = 1, sharing_warps = math_warps, score_users = math_warps;
+  static constexpr int piece_users = math_warps;
 
   // Of the table, in one launch: what fits, and T5's 32 in any case.
   static constexpr int buckets = Dim > 128 ? 32 : 64, bucket_floats = 32 * math_warps;

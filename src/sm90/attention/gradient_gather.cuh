@@ -101,26 +101,6 @@ class GatherLoader : GradientLoader<Tile> {
   std::uint32_t   fetched_ = 0, seen_ = 0;  // steps; seen_: that the lane's maker has shared
 };
 
-/// A warp: zeroes keys that do not take part.
-template <class Tile>
-__device__ void clean_gathered_keys(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int lane) {
-  std::uint32_t keys_round = 0;
-  for (RingPosition<2> piece_at;; piece_at.next()) {
-    ptx::mbarrier_wait(&shared.piece_full[piece_at.slot], piece_at.round);
-    const GradientPiece piece = shared.pieces[piece_at.slot];
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&shared.piece_empty[piece_at.slot]);
-    if (piece.batch < 0) return;
-    if (piece.query_tiles == 0) continue;
-    ptx::mbarrier_wait(&shared.keys_full, keys_round);
-    keys_round ^= 1;
-    clean_rows(scratch + Tile::keys_offset, Tile::keys, Tile::panels, lane, [&](int r) { return is_key(call.problem, piece, r); });
-    ptx::fence_proxy_async();
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&shared.keys_clean);
-  }
-}
-
 /// Multiplies: 64 queries x the warpgroup's half of the columns.
 template <class Tile>
 class Gatherer : GradientWarp<Tile> {

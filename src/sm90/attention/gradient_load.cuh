@@ -1,4 +1,6 @@
 #pragma once
+#include <initializer_list>
+
 #include "sm90/attention/gradient_tile.cuh"
 #include "sm90/ptx/barrier.cuh"
 #include "sm90/ptx/tma.cuh"
@@ -209,18 +211,19 @@ __device__ inline bool is_key(const AttentionProblem& p, const GradientPiece& pi
   return r < piece.keys && (p.key_keep == nullptr || p.key_keep[piece.batch * p.key_keep_stride + piece.key_row + r] != 0);
 }
 
-/// A warp: follows the loader and zeroes rows that do not take part, since a weight of zero does not hide what is no number.
-template <class Tile>
-__device__ void clean_tiles(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int lane) {
-  const AttentionProblem&             p = call.problem;
-  RingPosition<Tile::query_stages>    query_at;
-  RingPosition<Tile::grad_out_stages> grad_out_at;
-  std::uint32_t                       keys_round = 0;
-  const auto                          arrive     = [&](std::uint64_t* clean) {
-    ptx::fence_proxy_async();
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(clean);
-  };
+/// What a warp has zeroed may be multiplied.
+__device__ inline void arrive_clean(std::uint64_t* clean, int lane) {
+  ptx::fence_proxy_async();
+  __syncwarp();
+  if (lane == 0) ptx::mbarrier_arrive(clean);
+}
+
+/// A warp: follows the loader and zeroes keys that do not take part, in the places at the offsets, since a weight of zero does not hide
+/// what is no number; then calls clean_steps(piece).
+template <class Tile, class CleanSteps>
+__device__ void clean_keys(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int lane,
+                           std::initializer_list<int> offsets, const CleanSteps& clean_steps) {
+  std::uint32_t keys_round = 0;
   for (RingPosition<2> piece_at;; piece_at.next()) {
     ptx::mbarrier_wait(&shared.piece_full[piece_at.slot], piece_at.round);
     const GradientPiece piece = shared.pieces[piece_at.slot];
@@ -230,20 +233,30 @@ __device__ void clean_tiles(const AttentionBackwardCall& call, GradientShared<Ti
     if (piece.query_tiles == 0) continue;
     ptx::mbarrier_wait(&shared.keys_full, keys_round);
     keys_round ^= 1;
-    for (const int offset : {Tile::keys_offset, Tile::values_offset})
-      clean_rows(scratch + offset, Tile::keys, Tile::panels, lane, [&](int r) { return is_key(p, piece, r); });
-    arrive(&shared.keys_clean);
-    GradientStep<Tile> step(p, piece);
-    for (std::int32_t n = steps_of(p, piece); n > 0; --n, query_at.next(), grad_out_at.next(), step.next(piece)) {
+    for (const int offset : offsets)
+      clean_rows(scratch + offset, Tile::keys, Tile::panels, lane, [&](int r) { return is_key(call.problem, piece, r); });
+    arrive_clean(&shared.keys_clean, lane);
+    clean_steps(piece);
+  }
+}
+
+/// Keys, values, queries and gradients of outputs.
+template <class Tile>
+__device__ void clean_tiles(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int lane) {
+  RingPosition<Tile::query_stages>    query_at;
+  RingPosition<Tile::grad_out_stages> grad_out_at;
+  clean_keys(call, shared, scratch, lane, {Tile::keys_offset, Tile::values_offset}, [&](const GradientPiece& piece) {
+    GradientStep<Tile> step(call.problem, piece);
+    for (std::int32_t n = steps_of(call.problem, piece); n > 0; --n, query_at.next(), grad_out_at.next(), step.next(piece)) {
       const auto is_query = [&](int r) { return step.first_query() + r < piece.sequence_queries; };
       ptx::mbarrier_wait(&shared.queries_full[query_at.slot], query_at.round);
       clean_rows(scratch + Tile::queries_offset + query_at.slot * Tile::query_bytes, Tile::queries, Tile::panels, lane, is_query);
-      arrive(&shared.queries_clean[query_at.slot]);
+      arrive_clean(&shared.queries_clean[query_at.slot], lane);
       ptx::mbarrier_wait(&shared.grad_out_full[grad_out_at.slot], grad_out_at.round);
       clean_rows(scratch + Tile::grad_out_offset + grad_out_at.slot * Tile::query_bytes, Tile::queries, Tile::panels, lane, is_query);
-      arrive(&shared.grad_out_clean[grad_out_at.slot]);
+      arrive_clean(&shared.grad_out_clean[grad_out_at.slot], lane);
     }
-  }
+  });
 }
 
 }  // namespace Tributary::Impl::SM90

@@ -7,6 +7,7 @@
 #include "sm90/attention/tensors.cuh"
 #include "sm90/launch.cuh"
 #include "sm90/pipeline.cuh"
+#include "sm90/ptx/mbarrier.cuh"
 
 // Sizes of the kernel of attention's gradients, its parameters, and what a team's warps share.
 
@@ -235,5 +236,49 @@ struct GradientShared {
   float         lse[Tile::query_stages][Tile::queries], shift[Tile::query_stages][Tile::queries];
   float         share[Tile::query_stages][Tile::scores == Scores::plain ? 2 : Tile::queries];  // not used where scores are plain
 };
+
+template <class Tile>
+__device__ void initialise(GradientShared<Tile>& shared, bool cleans) {
+  ptx::mbarrier_init(&shared.keys_full, 1);
+  ptx::mbarrier_init(&shared.keys_clean, 1);
+  ptx::mbarrier_init(&shared.keys_empty, Tile::math_warps);
+  for (int i = 0; i < Tile::query_stages; ++i) {
+    ptx::mbarrier_init(&shared.queries_full[i], 2);  // what is copied, what is known of the rows
+    ptx::mbarrier_init(&shared.queries_clean[i], 1);
+    ptx::mbarrier_init(&shared.queries_empty[i], Tile::math_warps);
+  }
+  for (int i = 0; i < Tile::grad_out_stages; ++i) {
+    ptx::mbarrier_init(&shared.grad_out_full[i], 1);
+    ptx::mbarrier_init(&shared.grad_out_clean[i], 1);
+    ptx::mbarrier_init(&shared.grad_out_empty[i], Tile::math_warps);
+  }
+  for (int i = 0; i < Tile::score_stages; ++i) {
+    ptx::mbarrier_init(&shared.weights_full[i], Tile::sharing_warps);
+    ptx::mbarrier_init(&shared.weights_empty[i], Tile::math_warps);
+    ptx::mbarrier_init(&shared.scores_full[i], Tile::sharing_warps);
+    ptx::mbarrier_init(&shared.scores_empty[i], Tile::score_users);
+  }
+  for (int i = 0; i < Tile::slots; ++i) {
+    for (int adder = 0; adder < Tile::adders; ++adder) ptx::mbarrier_init(&shared.sums_full[adder][i], Tile::math_warps / Tile::groups);
+    ptx::mbarrier_init(&shared.sums_empty[i], 1);
+  }
+  for (int i = 0; i < 2; ++i) {
+    ptx::mbarrier_init(&shared.piece_full[i], 1);
+    ptx::mbarrier_init(&shared.piece_empty[i], Tile::piece_users + (cleans ? 1 : 0));
+  }
+  ptx::fence_mbarrier_init();
+}
+
+/// What a team's warps share, once it is ready.
+///
+/// \param cleans  a warp zeroes rows that do not take part
+template <class Tile>
+__device__ GradientShared<Tile>& start_team(unsigned char* scratch, bool cleans) {
+  auto& shared = *reinterpret_cast<GradientShared<Tile>*>(scratch + Tile::state_offset);
+  static_assert(sizeof(shared) <= Tile::state_bytes);
+  if (thread_of_team() == 0) initialise(shared, cleans);
+  __syncthreads();
+  return shared;
+}
 
 }  // namespace Tributary::Impl::SM90

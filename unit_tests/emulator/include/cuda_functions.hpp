@@ -37,11 +37,13 @@ inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 inline int      __clz(int bits) { return std::countl_zero(static_cast<std::uint32_t>(bits)); }
 inline int      __clzll(long long bits) { return std::countl_zero(static_cast<std::uint64_t>(bits)); }
+
 inline unsigned __brev(unsigned bits) {
   unsigned reversed = 0;
   for (int i = 0; i < 32; ++i) reversed |= (bits >> i & 1u) << (31 - i);
   return reversed;
 }
+
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __ffs(int bits) { return bits == 0 ? 0 : 1 + std::countr_zero(static_cast<std::uint32_t>(bits)); }
 
@@ -51,8 +53,9 @@ inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline int      __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline float    __fmul_rn(float a, float b) { return a * b; }
 inline float    __fsub_rn(float a, float b) { return a - b; }
-inline int      __float2int_rz(float x) {
-       if (x >= 0x1p31f) return 0x7fffffff;
+
+inline int __float2int_rz(float x) {
+  if (x >= 0x1p31f) return 0x7fffffff;
   if (x < -0x1p31f) return -0x7fffffff - 1;
   return x == x ? static_cast<int>(x) : 0;
 }
