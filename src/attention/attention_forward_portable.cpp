@@ -10,7 +10,7 @@ namespace {
 /// A worker's slot.
 template <bool OnHost>
 struct ForwardOperands {
-  using Product = RegisterBlock<OnHost>;
+  using Product = AttentionBlock<OnHost>;
   using Columns = typename Product::Columns;
 
   float*       query;    // [rows / register block's rows][head_dim][register block's rows], scaled
@@ -28,7 +28,10 @@ struct ForwardOperands {
   static constexpr std::int64_t weight_stride = attention_tile<OnHost>(true) + (OnHost ? 16 : 0);
 
   /// A host goes through a block's rows in parts, so that what is stored of each pair stays close.
-  KOKKOS_INLINE_FUNCTION static std::int64_t part_of(std::int64_t rows) { return OnHost && rows > 64 ? 64 : rows; }
+  KOKKOS_INLINE_FUNCTION static std::int64_t part_of(std::int64_t rows) {
+    constexpr std::int64_t part = Product::row_blocks(64) * Product::rows;
+    return OnHost && rows > part ? part : rows;
+  }
 
   /// The slot as rows first ... see it.
   KOKKOS_INLINE_FUNCTION ForwardOperands from_row(std::int64_t first, const AttentionProblem& p) const {
@@ -73,7 +76,7 @@ template <class Exec, class Element>
 struct AttentionForwardFunctor {
   static constexpr bool host = on_host<Exec>;
   using Member               = typename WorkerPolicy<Exec>::member_type;
-  using Product              = RegisterBlock<host>;
+  using Product              = AttentionBlock<host>;
   using Pack                 = Packing<host>;
   using Operands             = ForwardOperands<host>;
 

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <numeric>
 
 #include "attention/attention_plan.hpp"
 
@@ -43,17 +44,15 @@ struct GradientUse {
 /// A worker's slot for a block of query rows and a tile of keys.
 template <bool OnHost>
 struct GradientOperands {
-  using Product = RegisterBlock<OnHost>;
+  using Product = AttentionBlock<OnHost>;
   using Columns = typename Product::Columns;
   using Vector  = typename Product::Vector;
 
   /// Tiles are whole register blocks of keys, be they columns or rows of a product.
-  static constexpr std::int64_t step = Product::rows < Product::columns ? Product::columns : Product::rows;
-  static_assert(step % Product::rows == 0 && step % Product::columns == 0);
+  static constexpr std::int64_t step = std::lcm(Product::rows, Product::columns);
   /// Keys of a tile at most, and from row to row of what is stored of each pair: no power of two, which would crowd a few sets of the
   /// cache when a column is read.
-  static constexpr std::int64_t most_keys  = Product::column_blocks(OnHost ? 128 : 64) * Product::columns,
-                                row_stride = most_keys + (OnHost ? 16 : 0);
+  static constexpr std::int64_t most_keys = ((OnHost ? 128 : 64) + step - 1) / step * step, row_stride = most_keys + (OnHost ? 16 : 0);
 
   // Queries and grad_out in panels of columns, which serve as either factor of a product.
   Columns* query;          // [head_dim blocks][rows], scaled

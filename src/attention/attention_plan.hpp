@@ -21,13 +21,13 @@ struct AttentionPlan {
 /// Keys of a tile, where heads have at most 128 components and beyond.
 template <bool OnHost>
 KOKKOS_INLINE_FUNCTION constexpr std::int64_t attention_tile(bool narrow) {
-  using Product = RegisterBlock<OnHost>;
+  using Product = AttentionBlock<OnHost>;
   return Product::column_blocks(OnHost ? (narrow ? 256 : 128) : 64) * Product::columns;
 }
 
 template <class Exec>
 AttentionPlan plan_attention(const Exec& exec, const AttentionProblem& p) {
-  using Product = RegisterBlock<on_host<Exec>>;
+  using Product = AttentionBlock<on_host<Exec>>;
   AttentionPlan plan{};
   plan.workers = concurrent_workers(exec);
   plan.group   = p.heads / p.key_heads;

@@ -134,9 +134,13 @@ struct ComingRows {
   }
 };
 
+/// On AVX 64 and 128 columns are whole blocks of 16, of 24 they are not.
+template <bool OnHost>
+using AttentionBlock = RegisterBlock<OnHost, 6>;
+
 template <bool OnHost>
 struct Packing {
-  using Product = RegisterBlock<OnHost>;
+  using Product = AttentionBlock<OnHost>;
   using Columns = typename Product::Columns;
 
   /// The left factor of a product: to[block][c][r] holds component c of the block's row r; rows up to a whole register block are zero.

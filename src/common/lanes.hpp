@@ -161,16 +161,18 @@ struct Lanes<true> {
 KOKKOS_INLINE_FUNCTION void prefetch([[maybe_unused]] const void* address) { KOKKOS_IF_ON_HOST((__builtin_prefetch(address);)) }
 
 /// The register block of a matrix product C = A B: some rows of A against a few vectors of B's columns.  It fills most of the
-/// register file: 8 x 2 of 32 AVX-512 registers (on one Zen 4 core 112 GFLOP/s, where OpenBLAS' SGEMM reaches 100), 4 x 3 of 16 AVX
+/// register file: 8 x 2 of 32 AVX-512 registers (on one Zen 4 core 112 GFLOP/s, where OpenBLAS' SGEMM reaches 100), 12 of 16 AVX
 /// ones, 8 x 4 scalars of a GPU thread.
-template <bool OnHost>
+/// avx_rows: 4 rows x 3 vectors or 6 x 2 with AVX, whichever wastes less at the edges.
+template <bool OnHost, int avx_rows = 4>
 struct RegisterBlock {
   using Vector = typename Lanes<OnHost>::Float;
 
-  static constexpr int width   = Lanes<OnHost>::width;
-  static constexpr int rows    = Lanes<OnHost>::registers == 16 ? 4 : 8;
-  static constexpr int vectors = OnHost ? (Lanes<OnHost>::registers == 16 && width == 8 ? 3 : 2) : 4;
-  static constexpr int columns = width * vectors;
+  static constexpr int  width   = Lanes<OnHost>::width;
+  static constexpr bool avx     = OnHost && Lanes<OnHost>::registers == 16 && width == 8;
+  static constexpr int  rows    = avx ? avx_rows : (Lanes<OnHost>::registers == 16 ? 4 : 8);
+  static constexpr int  vectors = avx ? 12 / avx_rows : (OnHost ? 2 : 4);
+  static constexpr int  columns = width * vectors;
 
   /// One row of B.
   struct alignas(OnHost ? width * sizeof(float) : columns * sizeof(float)) Columns {
