@@ -321,7 +321,10 @@ void IndexerRun::run_few() {
   const auto                       base = reinterpret_cast<std::uintptr_t>(workspace.data());
   Tributary::Impl::WorkspaceLayout layout(workspace.data() + (Tributary::Impl::WorkspaceLayout::round_up(base) - base));
   auto                             plan = SM90::plan_decode(exec, in_.problem, o_.top_k, layout);
-  if (o_.room > 0) plan.list_capacity = std::min(plan.list_capacity, o_.room);
+  if (o_.room > 0) {
+    plan.list_capacity = std::min(plan.list_capacity, o_.room);
+    while (plan.places > 2 && plan.places * plan.splits > o_.room) plan.places /= 2;
+  }
   splits_ = 1;
   SM90::decode_topk(exec, in_.problem, plan, output());
 }

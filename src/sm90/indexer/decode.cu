@@ -28,11 +28,9 @@ class DecodeMath {
   }
 
   __device__ void run() {
-    load_queries<Row>(call_, tile_, scratch_, warp_ * 32 + lane_);
     Scoring::share_weights(state_.weights[warp_ / 4], call_.problem, tile_.batch, tile_.first_row + first_row_, warp_ % 4 * 32 + lane_);
-    ptx::cp_async_wait_all();
-    ptx::fence_proxy_async();
-    ptx::bar_sync(decode::math_barrier, decode::math_threads);
+    ptx::bar_sync(decode::group_barrier + warp_ / 4, 128);
+    ptx::mbarrier_wait(&state_.queries_full, 0);
     score_tiles();
     if (!listing_) {
       __syncwarp();
@@ -42,7 +40,7 @@ class DecodeMath {
       }
     }
     __syncwarp();
-    list_earlier(call_, tile_, state_, scratch_, lane_);
+    list_earlier(call_, tile_, state_, lane_);
   }
 
  private:
@@ -129,7 +127,7 @@ class DecodeMath {
 
   __device__ void take_sample(const Scoring& scoring, const typename Scoring::Sums& sum) {
     const RowKeys       keys   = state_.rows[row_];
-    DecodeSample* const sample = reinterpret_cast<DecodeSample*>(scratch_ + call_.scratch.list);
+    DecodeSample* const sample = reinterpret_cast<DecodeSample*>(scratch_ + call_.scratch.sample);
     scoring.for_each_score(sum, lane_, [&](int which, float score) {
       const int          place = key_of(which);
       const std::int32_t key   = tile_.sample_key(place);
@@ -160,7 +158,7 @@ class DecodeMath {
 
   __device__ void list(std::uint32_t image, unsigned at) const {
     const auto index = static_cast<std::uint32_t>(tile_.hull_begin - state_.rows[row_].first_key) + at;
-    list_candidate(call_, tile_, state_, scratch_, row_, make_entry(image, index));
+    list_candidate(call_, tile_, state_, row_, make_entry(image, index));
   }
 
   const DecodeCall& call_;
@@ -197,9 +195,7 @@ struct DecodeKernel {
       ptx::bar_sync(decode::ready_barrier, decode::team_threads);
       DecodeMath<Row, Columns>(call, tile, state, scratch, warp, lane).run();
       ptx::bar_sync(decode::math_barrier, decode::math_threads + decode::count_threads);
-      const DecodeSelection selection{call, tile, state, scratch};
-      selection.hand_over();
-      selection.select_rows();
+      DecodeSelection{call, tile, state, scratch}.select_rows();
     } else {
       ptx::setmaxnreg_dec<decode::other_registers>();
       if (warp == decode::load_warp) {
@@ -209,8 +205,9 @@ struct DecodeKernel {
         load_keys<Row>(call, tile, state, scratch, lane);
       } else {
         ptx::bar_sync(decode::ready_barrier, decode::team_threads);
+        if (tile.key_tiles > 0) load_sample<Row>(call, tile, state, scratch, (warp - decode::first_count_warp) * 32 + lane);
         count_scores(call, tile, state, scratch, warp - decode::first_count_warp, lane);
-        list_earlier(call, tile, state, scratch, lane);
+        list_earlier(call, tile, state, lane);
         ptx::bar_sync(decode::math_barrier, decode::math_threads + decode::count_threads);
       }
     }
@@ -218,11 +215,13 @@ struct DecodeKernel {
 
  private:
   __device__ void initialise_ring(DecodeState& state) const {
+#pragma unroll 1
     for (int i = 0; i < call.scratch.stages; ++i) {
       ptx::mbarrier_init(&state.keys_full[i], Row::scaled ? 33 : 1);
       ptx::mbarrier_init(&state.keys_empty[i], 4 * call.plan.groups);
     }
-    ptx::mbarrier_init(&state.sample_full, 32);
+    ptx::mbarrier_init(&state.sample_full, decode::count_threads);
+    ptx::mbarrier_init(&state.queries_full, 1);
     ptx::fence_mbarrier_init();
   }
 
@@ -246,12 +245,12 @@ struct DecodeKernel {
 
 /// What the kernel needs in the workspace before it starts.
 struct Prepare {
-  CUtensorMap    map;
-  CUtensorMap*   to;
+  DecodeMaps     maps;
+  DecodeMaps*    to;
   std::uint32_t* zeros;
 
   KOKKOS_FUNCTION void operator()(std::int64_t i) const {
-    if (i == 0) *to = map;
+    if (i == 0) *to = maps;
     zeros[i] = 0;
   }
 };
@@ -262,29 +261,34 @@ DecodeScratch divide_scratch(const DecodePlan& plan) {
   constexpr int budget          = (largest_scratch(decode::team_warps) - scratch_alignment) / 128 * 128;
   const int     histogram_bytes = plan.tile_rows * decode::bins * 4, state_bytes = round_up(sizeof(DecodeState));
   DecodeScratch scratch{};
-  scratch.keys             = plan.groups * Columns * Row::bytes;
-  const int     rest       = budget - scratch.keys - histogram_bytes - state_bytes;
-  constexpr int least_list = decode::most_rows * static_cast<int>(sizeof(DecodeSample));
+  scratch.keys           = plan.groups * Columns * Row::bytes;
+  const int rest         = budget - scratch.keys - histogram_bytes - state_bytes;
+  const int sample_bytes = plan.tile_rows * static_cast<int>(sizeof(DecodeSample));
   // A warpgroup has every stage, or always the same ones.
-  const int step       = decode::math_groups / plan.groups;
-  scratch.stages       = std::min((rest - least_list) / Row::tile_bytes / step * step, decode::most_stages);
-  scratch.list         = scratch.keys + scratch.stages * Row::tile_bytes;
-  const int list_bytes = std::min((rest - scratch.stages * Row::tile_bytes) / 128 * 128, 16384);
-  scratch.list_room    = list_bytes / static_cast<int>(sizeof(Entry)) / plan.tile_rows;
-  scratch.histogram    = scratch.list + list_bytes;
-  scratch.state        = budget - state_bytes;  // what selects needs much of what is before it
-  scratch.end          = budget;
+  const int step = decode::math_groups / plan.groups;
+  // 48 KiB on their way to an SM keep the memory busy; with more of them all else that goes to memory waits longer.  Measured with 16 KiB a
+  // tile; with half of that three tiles are too few, and where tiles are not taken as fast as they come there is nothing to gain.
+  scratch.in_flight = plan.groups == 1 && Row::tile_bytes == 16384 ? 3 : most_decode_tiles;
+  scratch.stages    = std::min((rest - sample_bytes) / Row::tile_bytes / step * step, decode::most_stages);
+  scratch.sample    = scratch.keys + scratch.stages * Row::tile_bytes;
+  scratch.histogram = scratch.sample + sample_bytes;
+  scratch.state     = budget - state_bytes;  // what selects needs much of what is before it
+  scratch.end       = budget;
   return scratch;
 }
 
 template <class Row, int Columns>
 void run(const Kokkos::Cuda& exec, const IndexerProblem& problem, const DecodePlan& plan, const TopkOutput& output) {
-  const CUtensorMap map = tensor_map<3>(problem.type, problem.keys > 0 ? problem.key : problem.query,
-                                        {.extents = {problem.head_dim, problem.keys, problem.batch},
-                                         .strides = {problem.key_strides[1], problem.key_strides[0]},
-                                         .box     = {Row::panel_dim, decode::keys, 1}});
+  const CUtensorMap query_map = tensor_map<4>(problem.type, problem.query,
+                                              {.extents = {problem.head_dim, problem.heads, problem.queries, problem.batch},
+                                               .strides = {problem.query_strides[2], problem.query_strides[1], problem.query_strides[0]},
+                                               .box     = {Row::panel_dim, problem.heads, plan.columns / problem.heads, 1}});
+  const CUtensorMap key_map   = tensor_map<3>(problem.type, problem.keys > 0 ? problem.key : problem.query,
+                                            {.extents = {problem.head_dim, problem.keys, problem.batch},
+                                               .strides = {problem.key_strides[1], problem.key_strides[0]},
+                                               .box     = {Row::panel_dim, decode::keys, 1}});
   Kokkos::parallel_for("Tributary::indexer_topk::hopper_decode_prepare", ElementPolicy<Kokkos::Cuda>(exec, 0, plan.zero_count),
-                       Prepare{map, static_cast<CUtensorMap*>(plan.map), plan.zeros});
+                       Prepare{{query_map, key_map}, static_cast<DecodeMaps*>(plan.maps), plan.zeros});
   const DecodeCall call{problem, plan, divide_scratch<Row, Columns>(plan), output};
   launch_roles<decode::team_threads>("Tributary::indexer_topk::hopper_decode", exec,
                                      static_cast<int>(problem.batch * plan.tiles * plan.splits), DecodeKernel<Row, Columns>{call});
@@ -312,17 +316,22 @@ DecodePlan plan_decode(const Exec& exec, const IndexerProblem& p, std::int64_t t
   // less the better.  But the fewer eighths are counted the more candidates there are, 8 k for one; half of the list is enough for them.
   plan.counted_eighths = std::clamp((16 * plan.keep + plan.list_capacity - 1) / plan.list_capacity, 2, 5);
   plan.pool_capacity   = std::max(pool_sizes(plan.keep, p.keys).capacity, plan.list_capacity);
-  plan.map             = layout.take<CUtensorMap>(1);
-  plan.scores          = layout.take<float>(p.batch * p.queries * plan.score_row);
-  plan.candidates      = layout.take<Entry>(rows * plan.list_capacity);
-  plan.zero_count      = rows * (decode::bins + 2) + tiles * 3;
-  plan.zeros           = layout.take<std::uint32_t>(plan.zero_count);
-  plan.histogram       = plan.zeros;
-  plan.listed          = plan.histogram + rows * decode::bins;
-  plan.owner           = plan.listed + rows;
-  plan.next            = reinterpret_cast<std::int32_t*>(plan.owner + rows);
-  plan.counted         = plan.next + tiles;
-  plan.finished        = plan.counted + tiles;
+  // A team's share of them and an eighth more.
+  const std::int32_t a_team = 9 * plan.keep / plan.counted_eighths / plan.splits + 1;
+  plan.places               = 32;
+  while (plan.places < a_team) plan.places *= 2;
+  plan.maps       = layout.take<DecodeMaps>(1);
+  plan.scores     = layout.take<float>(p.batch * p.queries * plan.score_row);
+  plan.lists      = layout.take<Entry>(rows * plan.splits * plan.places);
+  plan.candidates = layout.take<Entry>(rows * plan.list_capacity);
+  plan.zero_count = rows * (decode::bins + 2) + tiles * 3;
+  plan.zeros      = layout.take<std::uint32_t>(plan.zero_count);
+  plan.histogram  = plan.zeros;
+  plan.listed     = plan.histogram + rows * decode::bins;
+  plan.owner      = plan.listed + rows;
+  plan.next       = reinterpret_cast<std::int32_t*>(plan.owner + rows);
+  plan.counted    = plan.next + tiles;
+  plan.finished   = plan.counted + tiles;
   return plan;
 }
 

@@ -19,21 +19,24 @@ struct DecodePlan {
   std::int32_t tile_rows;  // queries of a tile
   std::int64_t tiles;      // of queries, in each batch entry
   std::int32_t splits;
-  std::int32_t keep, list_capacity, pool_capacity;  // of a row's candidates, in device and in shared memory
-  std::int32_t counted_eighths;                     // of the key tiles: those whose scores are counted
-  std::int64_t score_row;                           // floats from one row of stored scores to the next
+  std::int32_t keep;
+  std::int32_t places;                        // a team has in a row's list, a power of two; the first says how many are taken
+  std::int32_t list_capacity, pool_capacity;  // of a row's candidates beyond these, and in shared memory
+  std::int32_t counted_eighths;               // of the key tiles: those whose scores are counted
+  std::int64_t score_row;                     // floats from one row of stored scores to the next
 
-  void* map;  // of the keys, for the copy engine
+  void* maps;  // for the copy engine
 
   float* scores;  // [batch][queries][score_row]: of the row's legal keys, in their places in the hull of the tile's
 
   // [batch][tiles][tile_rows]
+  Entry* lists;       // [...][splits][places]
   Entry* candidates;  // [...][list_capacity]
   // Zero before the kernel starts:
   std::uint32_t* zeros;
   std::int64_t   zero_count;
   std::uint32_t* histogram;                  // [...][bins]: of the scores of the first key tiles
-  std::uint32_t* listed;                     // [...]: candidates of a row, also those beyond the list's capacity
+  std::uint32_t* listed;                     // [...]: candidates that their teams had no place for, also those beyond the list's capacity
   std::uint32_t* owner;                      // [...]: what has become of the team that is to select the row
   std::int32_t * next, *counted, *finished;  // [batch][tiles]: key tiles that are taken; teams whose scores are counted; that have ended
 
@@ -54,9 +57,10 @@ inline constexpr int most_decode_candidates = 6144;
 template <class Exec>
 DecodePlan shape_decode(const Exec& exec, const IndexerProblem& problem) {
   DecodePlan         plan{};
-  const std::int64_t heads      = problem.heads * std::max<std::int64_t>(1, problem.queries);
-  plan.columns                  = heads <= 64 ? 64 : 128;
-  plan.groups                   = heads <= 128 ? 1 : heads <= 256 ? 2 : 4;
+  const std::int64_t heads = problem.heads * std::max<std::int64_t>(1, problem.queries);
+  // e4m3 of two queries: two warpgroups a tile, which finish its scores sooner than one.
+  plan.columns                  = heads <= 64 || (heads <= 128 && problem.type == ElementType::float8_e4m3) ? 64 : 128;
+  plan.groups                   = heads <= plan.columns ? 1 : heads <= 2 * plan.columns ? 2 : 4;
   plan.tile_rows                = plan.groups * plan.columns / problem.heads;
   plan.tiles                    = (problem.queries + plan.tile_rows - 1) / plan.tile_rows;
   plan.score_row                = (problem.keys + 3) / 4 * 4;

@@ -31,21 +31,17 @@ struct DecodeRow {
   }
 };
 
-/// The queries of the tile, by the math warps' threads; heads beyond the last query are zeros.  Asked for, not waited for.
+/// The queries of the tile; heads beyond the last query are zeros.  One thread.
 template <class Row>
-__device__ void load_queries(const DecodeCall& call, const DecodeTile& tile, unsigned char* scratch, int thread) {
-  const IndexerProblem& p       = call.problem;
-  const auto* const     from    = static_cast<const typename Row::Element*>(p.query) + tile.batch * p.query_strides[0];
-  const int             columns = call.plan.columns, all = call.plan.groups * columns * Row::blocks, heads = p.heads == 64 ? 6 : 5;
-#pragma unroll 2
-  for (int i = thread; i < all; i += decode::math_threads) {
-    const int          column = i / Row::blocks, block = i % Row::blocks, head = column & (p.heads - 1);
-    const std::int64_t row  = tile.first_row + (column >> heads);
-    const bool         real = row < p.queries;
-    const auto* const  at   = from + (real ? row : 0) * p.query_strides[1] + head * p.query_strides[2] + block * Row::block_dim;
-    const int          to   = column / columns * (columns * Row::bytes) + Row::offset(column % columns, block, columns);
-    ptx::cp_async(ptx::shared_address(scratch + to), at, real);
-  }
+__device__ void load_queries(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch) {
+  const int columns = call.plan.columns, rows = columns / call.problem.heads;
+  ptx::mbarrier_arrive_expect_tx(&state.queries_full, call.plan.groups * columns * Row::bytes);
+#pragma unroll 1
+  for (int group = 0; group < call.plan.groups; ++group)
+#pragma unroll
+    for (int panel = 0; panel < Row::panels; ++panel)
+      ptx::cp_async_bulk_tensor(scratch + (group * Row::panels + panel) * columns * Row::panel_bytes, &call.maps().query,
+                                &state.queries_full, panel * Row::panel_dim, 0, tile.first_row + group * rows, tile.batch);
 }
 
 /// Draws the team's key tiles.  The first ones are its own, those that follow the teams take as they come, since the memory serves some
@@ -90,19 +86,18 @@ class KeyTileQueue {
   const bool          is_asking_;
 };
 
-/// The keys of the sample, in the first stage.
+/// The keys of the sample, in the first stage; by the counting warps.
 template <class Row>
-__device__ void load_sample(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int lane) {
+__device__ void load_sample(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int thread) {
   const IndexerProblem& p     = call.problem;
-  const int             block = lane % Row::blocks;
+  const int             block = thread % Row::blocks;
   const auto* const     from  = static_cast<const typename Row::Element*>(p.key) + tile.batch * p.key_strides[0] + block * Row::block_dim;
   const std::uint32_t   to    = ptx::shared_address(scratch + call.scratch.keys);
-  if (lane == 0) ptx::mbarrier_arrive(&state.keys_full[0], Row::scaled ? 33 : 1);  // the stage's first round, before anyone sees the sample
   if constexpr (Row::scaled)
-    for (int i = lane; i < decode::keys; i += 32)
+    for (int i = thread; i < decode::keys; i += decode::count_threads)
       ptx::cp_async_4(&state.key_scales[0][i], p.key_scale + tile.batch * p.key_scale_stride + tile.sample_key(i), true);
-#pragma unroll 4
-  for (int row = lane / Row::blocks; row < decode::keys; row += 32 / Row::blocks)
+#pragma unroll 2
+  for (int row = thread / Row::blocks; row < decode::keys; row += decode::count_threads / Row::blocks)
     ptx::cp_async(to + Row::offset(row, block, decode::keys), from + tile.sample_key(row) * p.key_strides[1], true);
   ptx::cp_async_mbarrier_arrive(&state.sample_full);
 }
@@ -110,23 +105,31 @@ __device__ void load_sample(const DecodeCall& call, const DecodeTile& tile, Deco
 /// The sample and key tiles, by the loading warp.
 template <class Row>
 __device__ void load_keys(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int lane) {
-  const CUtensorMap* const map = static_cast<const CUtensorMap*>(call.plan.map);
-  if (lane == 0) ptx::fence_proxy_tensormap(map);
   int           slot  = 0;
   std::uint32_t round = 0;
   const auto    next  = [&] {
     if (++slot == call.scratch.stages) slot = 0, round ^= 1;
   };
-  int          count = 0;
-  KeyTileQueue queue(call, tile, lane);
+  int           count = 0, awaited = 1;  // the slot of the first tile that has perhaps not come; the sample was in slot 0
+  std::uint32_t awaited_round = 0;
+  KeyTileQueue  queue(call, tile, lane);
+  if (lane == 0) {
+    ptx::fence_proxy_tensormap(&call.maps().query);
+    ptx::fence_proxy_tensormap(&call.maps().key);
+    load_queries<Row>(call, tile, state, scratch);
+  }
   if (tile.key_tiles > 0) {
-    load_sample<Row>(call, tile, state, scratch, lane);
+    if (lane == 0) ptx::mbarrier_arrive(&state.keys_full[0], Row::scaled ? 33 : 1);  // its first round: the sample has a barrier of its own
     next();
   }
   // The program's own text, the scores and the counts are to stay in the second-level cache.
   const std::uint64_t policy = ptx::createpolicy_evict_first();
   for (std::int32_t number = queue.draw(); number < tile.key_tiles; number = queue.draw()) {
     ptx::mbarrier_wait(&state.keys_empty[slot], round ^ 1);
+    if (count >= call.scratch.in_flight) {
+      ptx::mbarrier_wait(&state.keys_full[awaited], awaited_round);
+      if (++awaited == call.scratch.stages) awaited = 0, awaited_round ^= 1;
+    }
     __syncwarp();  // a lane that came late would find the next round begun, and wait for ever
     const std::int32_t key = tile.first_key(number);
     if constexpr (Row::scaled) {
@@ -143,8 +146,8 @@ __device__ void load_keys(const DecodeCall& call, const DecodeTile& tile, Decode
       ptx::mbarrier_arrive_expect_tx(&state.keys_full[slot], Row::tile_bytes);
 #pragma unroll
       for (int panel = 0; panel < Row::panels; ++panel)
-        ptx::cp_async_bulk_tensor(scratch + call.scratch.keys + slot * Row::tile_bytes + panel * decode::keys * Row::panel_bytes, map,
-                                  &state.keys_full[slot], panel * Row::panel_dim, key, tile.batch, policy);
+        ptx::cp_async_bulk_tensor(scratch + call.scratch.keys + slot * Row::tile_bytes + panel * decode::keys * Row::panel_bytes,
+                                  &call.maps().key, &state.keys_full[slot], panel * Row::panel_dim, key, tile.batch, policy);
     }
     ++count;
     next();

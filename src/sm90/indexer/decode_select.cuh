@@ -1,15 +1,17 @@
 #pragma once
 #include "sm90/indexer/decode_state.cuh"
 #include "sm90/ptx/barrier.cuh"
+#include "sm90/ptx/cp_async.cuh"
 #include "sm90/ptx/global.cuh"
+#include "sm90/ptx/predicated.cuh"
 #include "sm90/topk/output.cuh"
 
 // Selection.  The teams of a tile of queries count the scores of the first key tiles and add their counts up while they multiply the rest.
 // Scores in the best bins, as few as together hold k of those counted, are a row's candidates.  Once a team knows the bins its math warps
 // list the candidates among the scores that they make, and what they made before is looked through by the counting warps and by those that
-// are done.  At the end one of the teams sorts the row's list.  A count that comes late only makes more candidates, so no team has to wait
-// for another one that might not have started: what is counted at a time will do.  Where the list does not hold all candidates the row's
-// stored scores are read instead.
+// are done.  A team has places of its own in the row's list, which it fills as it goes.  At the end one of the teams sorts the list.  A
+// count that comes late only makes more candidates, so no team has to wait for another one that might not have started: what is counted at
+// a time will do.  Where the list does not hold all candidates the row's stored scores are read instead.
 
 namespace Tributary::Impl::SM90 {
 
@@ -31,7 +33,7 @@ __device__ inline DecodeBins place_bins(const DecodeSample& sample, int lane) {
   const int  count = __popc(__ballot_sync(0xffffffffu, real)) / 4;
   if (count == 0) return {0.0f, 0.0f};
   int most_rank = 0, least_rank = 0;
-#pragma unroll
+#pragma unroll 1
   for (int other = 0; other < 8; ++other) {
     const float its_most = __shfl_sync(0xffffffffu, most, other), its_least = __shfl_sync(0xffffffffu, least, other);
     if (its_most < its_least) continue;
@@ -89,61 +91,61 @@ __device__ inline std::uint32_t least_image(const DecodeBins& bins, int bin, int
   }
 }
 
-/// A candidate of a row, to the team's list or, where it is full, to the row's.
-__device__ inline void list_candidate(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int row,
-                                      Entry entry) {
-  auto* const list = reinterpret_cast<Entry*>(scratch + call.scratch.list);
-  const int   room = call.scratch.list_room;
-  if (const int place = atomicAdd(&state.listed[row], 1); place < room) {
-    list[row * room + place] = entry;
+/// A candidate of a row, to the team's places in the row's list or, where they are taken, to those that all teams share.
+__device__ inline void list_candidate(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, int row, Entry entry) {
+  const DecodePlan&  plan   = call.plan;
+  const std::int64_t number = tile.row_number(call, row);
+  if (const int place = atomicAdd(&state.listed[row], 1) + 1; place < plan.places) {
+    plan.lists[(number * plan.splits + tile.split) * plan.places + place] = entry;
     return;
   }
-  const std::int64_t  number  = tile.row_number(call, row);
-  const std::uint32_t in_rows = atomicAdd(call.plan.listed + number, 1u);
-  if (in_rows < static_cast<std::uint32_t>(call.plan.list_capacity))
-    call.plan.candidates[number * call.plan.list_capacity + in_rows] = entry;
+  const std::uint32_t place = atomicAdd(plan.listed + number, 1u);
+  if (place < static_cast<std::uint32_t>(plan.list_capacity)) plan.candidates[number * plan.list_capacity + place] = entry;
 }
 
-/// Lists the candidates among the scores that were made before their warps listed them, a few tiles at a time; any warp.
-__device__ inline void list_earlier(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int lane) {
+/// Lists the candidates among the scores that were made before their warps listed them, a row of a few tiles at a time; any warp.
+__device__ inline void list_earlier(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, int lane) {
   constexpr int loads = 4, at_once = 2 * loads;  // half a warp a tile, four scores a lane
   ptx::mbarrier_wait(&state.chosen, 0);
   ptx::mbarrier_wait(&state.switched, 0);
   const int until = __reduce_max_sync(0xffffffffu, lane < decode::math_warps ? state.first_listed[lane] : 0);
   const int tiles = until == 0x7fffffff ? state.tile_count : until - 1;
   const int rows = tile.rows(call), groups = call.plan.groups, rows_of_group = call.plan.tile_rows / groups;
-  const int own = lane % 16 * 4;  // of a tile's scores
+  const int step = decode::math_groups / groups;  // of a warpgroup's tiles; a power of two
+  const int own  = lane % 16 * 4;                 // of a tile's scores
   for (;;) {
-    int first = 0;
-    if (lane == 0) first = atomicAdd(&state.claimed, at_once);
-    first = __shfl_sync(0xffffffffu, first, 0);
+    int claimed = 0;
+    if (lane == 0) claimed = atomicAdd(&state.claimed, 1);
+    claimed         = __shfl_sync(0xffffffffu, claimed, 0);
+    const int first = claimed / rows * at_once, row = claimed % rows;
     if (first >= tiles) return;
-    for (int row = 0; row < rows; ++row) {
-      const float* const  from  = tile.scores(call, row);
-      const RowKeys       keys  = state.rows[row];
-      const std::uint32_t least = state.least[row];
-      float4              score[loads];
-      std::int32_t        at[loads];  // in the hull; -1: not to be looked at
+    const float* const        from         = tile.scores(call, row);
+    const RowKeys             keys         = state.rows[row];
+    const std::uint32_t       least        = state.least[row];
+    const std::int32_t* const first_listed = state.first_listed + row / rows_of_group * 4 + own / 16;
+    float4                    score[loads];
+    std::int32_t              at[loads];  // in the hull; -1: not to be looked at
 #pragma unroll
-      for (int i = 0; i < loads; ++i) {
-        const int order       = first + 2 * i + lane / 16,
-                  warpgroup   = (order + 1) % (decode::math_groups / groups) * groups + row / rows_of_group;
-        const bool is_earlier = order < tiles && order + 1 < state.first_listed[warpgroup * 4 + own / 16];
-        const int  place      = is_earlier ? state.tiles[order] * decode::keys + own : 0x7fffffff;
-        at[i]                 = place < tile.hull_end - tile.hull_begin ? place : -1;
-        if (at[i] >= 0) score[i] = __ldcg(reinterpret_cast<const float4*>(from + at[i]));
-      }
+    for (int i = 0; i < loads; ++i) {
+      const int  order      = first + 2 * i + lane / 16;
+      const bool is_earlier = order < tiles && order + 1 < first_listed[((order + 1) & (step - 1)) * groups * 4];
+      const int  place      = is_earlier ? state.tiles[order] * decode::keys + own : 0x7fffffff;
+      at[i]                 = place < tile.hull_end - tile.hull_begin ? place : -1;
+      if (at[i] >= 0) score[i] = __ldcg(reinterpret_cast<const float4*>(from + at[i]));
+    }
 #pragma unroll
-      for (int i = 0; i < loads; ++i) {
-        if (at[i] < 0) continue;
-        const std::uint32_t image[4] = {sortable(score[i].x), sortable(score[i].y), sortable(score[i].z), sortable(score[i].w)};
-        if (max(max(image[0], image[1]), max(image[2], image[3])) < least) continue;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const std::int32_t key = tile.hull_begin + at[i] + j;
-          if (image[j] >= least && keys.begin <= key && key < keys.end)
-            list_candidate(call, tile, state, scratch, row, make_entry(image[j], static_cast<std::uint32_t>(key - keys.first_key)));
-        }
+    for (int i = 0; i < loads; ++i) {
+      if (at[i] < 0) continue;
+      const float4 four  = score[i];
+      unsigned     found = (sortable(four.x) >= least ? 1u : 0u) | (sortable(four.y) >= least ? 2u : 0u) |
+                       (sortable(four.z) >= least ? 4u : 0u) | (sortable(four.w) >= least ? 8u : 0u);
+#pragma unroll 1
+      for (; found != 0; found &= found - 1) {
+        const int          j   = __ffs(static_cast<int>(found)) - 1;
+        const float        of  = j == 0 ? four.x : j == 1 ? four.y : j == 2 ? four.z : four.w;
+        const std::int32_t key = tile.hull_begin + at[i] + j;
+        if (keys.begin <= key && key < keys.end)
+          list_candidate(call, tile, state, row, make_entry(sortable(of), static_cast<std::uint32_t>(key - keys.first_key)));
       }
     }
   }
@@ -164,9 +166,11 @@ __device__ inline void count_scores(const DecodeCall& call, const DecodeTile& ti
       if (own[i] != 0) atomicAdd(all + i, own[i]);
   __syncwarp();
   if (lane == 0) {
-    __threadfence();
+    // Without a fence, which waits for 6 us beside the busy memory: counts that come after the sum is read make the list longer, that is
+    // all.
     atomicAdd(plan.counted + tile.number, 1);
     // Not for ever: teams that have not started may be waiting for this one's place.
+#pragma unroll 1
     for (int i = 0; i < decode::count_polls && ptx::ld_acquire(plan.counted + tile.number) < plan.splits * decode::count_warps; ++i) {
     }
   }
@@ -194,45 +198,33 @@ struct DecodeSelection {
   DecodeState&      state;
   unsigned char*    scratch;
 
-  /// Hands the team's candidates over to the row's list, in one piece a row.  Starts after a barrier, after which all is there.
-  __device__ void hand_over() const {
-    const int thread = Team::rank(), count = tile.rows(call), room = call.scratch.list_room, capacity = call.plan.list_capacity;
-    if (thread < count)
-      state.place[thread] = static_cast<int>(
-          atomicAdd(call.plan.listed + tile.row_number(call, thread), static_cast<std::uint32_t>(min(state.listed[thread], room))));
-    Team::sync();
-    if (const int row = Team::warp(); row < count) {
-      const int          listed = min(state.listed[row], room), place = state.place[row];
-      const Entry* const own = reinterpret_cast<const Entry*>(scratch + call.scratch.list) + row * room;
-      Entry* const       to  = call.plan.candidates + tile.row_number(call, row) * capacity;
-      for (int i = Team::lane(); i < listed && place + i < capacity; i += 32) to[place + i] = own[i];
-    }
-    Team::sync();
-  }
-
   /// Finds the rows that this team is to select, and selects.  A tile's only row is its last team's.  Several rows are shared out to the
   /// teams, which wait for the last one; whoever has waited for too long leaves its rows to it.
   __device__ void select_rows() const {
     const int count = tile.rows(call), splits = call.plan.splits;
-    if (Team::rank() == 0) {
-      __threadfence();
-      state.ticket = atomicAdd(call.plan.finished + tile.number, 1);
+    if (Team::warp() == 0) {
+      if (const int row = Team::lane(); row < count)
+        call.plan.lists[(tile.row_number(call, row) * splits + tile.split) * call.plan.places] =
+            static_cast<Entry>(min(state.listed[row], call.plan.places - 1));
+      __syncwarp();
+      if (Team::lane() == 0) state.ticket = ptx::atom_add_acq_rel(call.plan.finished + tile.number, 1);
     }
     Team::sync();
     const bool last = state.ticket + 1 == splits;
     // First the team's own rows, then, by the last one, those that were left.
-    for (int pass = 0; pass < (last ? 2 : 1); ++pass)
-      for (int row = 0; row < count; ++row) {
-        const bool own = count == 1 ? last : row % splits == tile.split;
-        if (own != (pass == 0)) continue;
+#pragma unroll 1
+    for (int step = 0; step < (last ? 2 * count : count); ++step) {
+      const int  row = step < count ? step : step - count;
+      const bool own = count == 1 ? last : row % splits == tile.split;
+      if (own != (step < count)) continue;
+      if (count > 1) {
         Team::sync();  // the last row is done, and its answer has been read
-        if (Team::rank() == 0) {
-          state.ticket = (count == 1 || (own ? wait_for_all(row) : was_left(row))) ? 1 : 0;
-          __threadfence();
-        }
+        if (Team::rank() == 0) state.ticket = (own ? wait_for_all(row) : was_left(row)) ? 1 : 0;
         Team::sync();
-        if (state.ticket != 0) select(row);
+        if (state.ticket == 0) continue;
       }
+      select(row);
+    }
   }
 
  private:
@@ -242,6 +234,7 @@ struct DecodeSelection {
   __device__ bool wait_for_all(int row) const {
     const std::int32_t* const finished = call.plan.finished + tile.number;
     const auto                done     = [&] { return ptx::ld_acquire(finished) == call.plan.splits; };
+#pragma unroll 1
     for (int i = 0; i < decode::end_polls; ++i)
       if (done()) return true;
     if (atomicCAS(call.plan.owner + tile.row_number(call, row), std::uint32_t{waiting}, std::uint32_t{gone}) == waiting) return false;
@@ -257,16 +250,21 @@ struct DecodeSelection {
   __device__ void select(int row) const {
     const DecodePlan&  plan   = call.plan;
     const std::int64_t number = tile.row_number(call, row);
-    const std::int64_t listed = __ldcg(plan.listed + number);
-    const Entry* const list   = plan.candidates + number * plan.list_capacity;
-    const bool         is_all = listed <= plan.list_capacity;
-    if (is_all && call.output.order == TopkOrder::by_score && rank_list(row, list, static_cast<int>(listed))) return;
+    const Entry* const list   = plan.lists + number * plan.splits * plan.places;
+    const bool         ranks  = call.output.order == TopkOrder::by_score;
+    if (ranks) ask_for(list);
+    const auto more   = static_cast<std::int64_t>(__ldcg(plan.listed + number));
+    const bool is_all = more <= plan.list_capacity;
+    ptx::cp_async_wait_all();
+    if (ranks && is_all && rank_list(row, static_cast<int>(more))) return;
+    Team::sync();
     Pool                pool(scratch, plan.keep, plan.keep + plan.keep / 4, plan.pool_capacity);
     const RowKeys       keys   = state.rows[row];
     const float* const  scores = tile.scores(call, row) + (keys.begin - tile.hull_begin);
     const std::uint32_t index  = static_cast<std::uint32_t>(keys.begin - keys.first_key);
     constexpr int       each   = 8;
-    const int           count  = is_all ? static_cast<int>(listed) : keys.end - keys.begin;
+    const int           places = plan.splits * plan.places;
+    const int           count  = is_all ? places + static_cast<int>(more) : keys.end - keys.begin;
     for (int first = 0; first < count; first += each * Team::threads) {
       Entry    own[each];
       unsigned mask = 0;
@@ -275,7 +273,14 @@ struct DecodeSelection {
         const int at = first + i * Team::threads + Team::rank();
         own[i]       = no_entry;
         if (at >= count) continue;
-        own[i] = is_all ? __ldcg(list + at) : make_entry(sortable(__ldcg(scores + at)), index + static_cast<std::uint32_t>(at));
+        if (!is_all)
+          own[i] = make_entry(sortable(__ldcg(scores + at)), index + static_cast<std::uint32_t>(at));
+        else if (at >= places)
+          own[i] = __ldcg(plan.candidates + number * plan.list_capacity + (at - places));
+        else if (const int place = at & (plan.places - 1); place > 0 && place <= static_cast<int>(__ldcg(list + (at - place))))
+          own[i] = __ldcg(list + at);
+        else
+          continue;
         mask |= 1u << i;
       }
       const auto entry = [&](int i) { return own[i]; };
@@ -285,51 +290,87 @@ struct DecodeSelection {
     write_row(pool, plan.keep, call.output, tile.batch, tile.first_row + row);
   }
 
-  /// Writes the best of a list, ranked within bins; false if a bin holds too many for that.
-  __device__ bool rank_list(int row, const Entry* list, int listed) const {
+  // Where a list is ranked.
+  __device__ auto&  exchange() const { return *reinterpret_cast<typename Team::Exchange*>(scratch); }
+  __device__ int*   bin_ends() const { return reinterpret_cast<int*>(&exchange() + 1); }  // of the bins' entries, the best bin first
+  __device__ Entry* ranked_list() const { return reinterpret_cast<Entry*>(bin_ends() + FineBins::count + 4); }
+
+  /// Copies all teams' places to where they are ranked; asked for, not waited for.
+  __device__ void ask_for(const Entry* list) const {
+    reinterpret_cast<int4*>(bin_ends())[Team::rank()] = {0, 0, 0, 0};
+    if (Team::rank() == 0) bin_ends()[FineBins::count] = 0;
+#pragma unroll 4
+    for (int i = 2 * Team::rank(); i < call.plan.splits * call.plan.places; i += 2 * Team::threads)
+      ptx::cp_async(ptx::shared_address(ranked_list() + i), list + i, true);
+  }
+
+  /// Writes the best of a list that was asked for and has come, ranked within bins; false if a bin holds too many for that.
+  ///
+  /// \param more  candidates that their teams had no place for
+  __device__ bool rank_list(int row, int more) const {
     constexpr int crowd = 256, threads = Team::threads;
     static_assert(FineBins::count == 4 * threads);
-    auto&          exchange = *reinterpret_cast<typename Team::Exchange*>(scratch);
-    int* const     counts   = reinterpret_cast<int*>(&exchange + 1);
-    int* const     offsets  = counts + FineBins::count;  // entries in better bins
-    Entry* const   entries  = reinterpret_cast<Entry*>(offsets + FineBins::count);
-    Entry* const   sorted   = entries + most_decode_candidates;
-    int* const     places   = reinterpret_cast<int*>(sorted + most_decode_candidates);  // in the bin
-    const int      thread = Team::rank(), best_first = threads - 1 - thread;            // four bins each, the best ones first
-    const FineBins bin_of{state.row_bins[row]};
-    reinterpret_cast<int4*>(counts)[thread] = {0, 0, 0, 0};
+    const DecodePlan& plan   = call.plan;
+    const int         places = plan.splits * plan.places, listed = places + more;
+    const int         room   = plan.keep + crowd;
+    int* const        ends   = bin_ends();
+    Entry* const      list   = ranked_list();
+    Entry* const      sorted = list + listed;
+    const int         thread = Team::rank(), best_first = threads - 1 - thread;  // four bins each, the best ones first
+    const FineBins    bin_of{state.row_bins[row]};
+    for (int i = thread; i < more; i += threads)
+      list[places + i] = __ldcg(plan.candidates + tile.row_number(call, row) * plan.list_capacity + i);
     Team::sync();
-#pragma unroll 4
-    for (int i = thread; i < listed; i += threads) {
-      const Entry entry = __ldcg(list + i);
-      entries[i]        = entry;
-      places[i]         = atomicAdd(counts + bin_of(score_of(entry)), 1);
-    }
+    constexpr int together = 5;  // places of a thread side by side: their chains of dependent instructions overlap
+    // Calls use(what lies in the places, which of them are taken).
+    const auto for_each_place = [&](const auto& use) {
+#pragma unroll 1
+      for (int first = thread; first < listed; first += together * threads) {
+        Entry entry[together];
+        bool  taken[together];
+#pragma unroll
+        for (int u = 0; u < together; ++u) {
+          const bool inside = first + u * threads < listed;
+          const int  at = inside ? first + u * threads : first, place = at & (plan.places - 1);
+          entry[u]        = list[at];
+          const int count = static_cast<int>(list[at - place]);
+          taken[u]        = inside & ((at >= places) | ((place > 0) & (place <= count)));
+        }
+        use(entry, taken);
+      }
+    };
+    for_each_place([&](const Entry(&entry)[together], const bool(&taken)[together]) {
+#pragma unroll
+      for (int u = 0; u < together; ++u) ptx::atom_shared_add_if(taken[u], ends + bin_of(score_of(entry[u])), 1);
+    });
     Team::sync();
-    const int4 count   = reinterpret_cast<const int4*>(counts)[best_first];
-    const int  better  = Team::exclusive_sum(exchange, count.x + count.y + count.z + count.w);
-    const int4 offset  = {better + count.w + count.z + count.y, better + count.w + count.z, better + count.w, better};
-    const auto crowded = [&](int before, int inside) { return before < call.plan.keep && inside > crowd; };
-    reinterpret_cast<int4*>(offsets)[best_first] = offset;
-    if (Team::any(crowded(offset.x, count.x) || crowded(offset.y, count.y) || crowded(offset.z, count.z) || crowded(offset.w, count.w)))
+    const int4 count   = reinterpret_cast<const int4*>(ends)[best_first];
+    const int  better  = Team::exclusive_sum(exchange(), count.x + count.y + count.z + count.w);
+    const int4 begin   = {better + count.w + count.z + count.y, better + count.w + count.z, better + count.w, better};
+    const auto crowded = [&](int before, int inside) { return before < plan.keep && inside > crowd; };
+    reinterpret_cast<int4*>(ends)[best_first] = begin;
+    if (Team::any(crowded(begin.x, count.x) || crowded(begin.y, count.y) || crowded(begin.z, count.z) || crowded(begin.w, count.w)))
       return false;
-#pragma unroll 2
-    for (int i = thread; i < listed; i += threads) {
-      const Entry entry                                    = entries[i];
-      sorted[offsets[bin_of(score_of(entry))] + places[i]] = entry;
-    }
+    for_each_place([&](const Entry(&entry)[together], const bool(&taken)[together]) {
+      int place[together];
+#pragma unroll
+      for (int u = 0; u < together; ++u) place[u] = ptx::atom_shared_add_if(taken[u], ends + bin_of(score_of(entry[u])), 1);
+#pragma unroll
+      for (int u = 0; u < together; ++u) ptx::st_shared_if(taken[u] & (place[u] < room), sorted + place[u], entry[u]);
+    });
     Team::sync();
     const TopkOutput& output = call.output;
     const TopkRow     out(output, tile.batch, tile.first_row + row);
-    for (int i = thread; i < listed; i += threads) {
+    const int         all = ends[0];
+    for (int i = thread; i < min(all, room); i += threads) {
       const Entry entry = sorted[i];
-      const int   bin = bin_of(score_of(entry)), begin = offsets[bin], end = begin + counts[bin];
-      if (begin >= output.top_k) break;
-      int rank = begin;
-      for (int other = begin; other < end; ++other) rank += sorted[other] > entry ? 1 : 0;
+      const int   bin = bin_of(score_of(entry)), first = ends[bin + 1], end = ends[bin];
+      if (first >= output.top_k) break;
+      int rank = first;
+      for (int other = first; other < end; ++other) rank += sorted[other] > entry ? 1 : 0;
       if (rank < output.top_k) out.put(rank, entry);
     }
-    for (std::int64_t i = listed + thread; i < output.top_k; i += threads) out.pad(i);
+    for (std::int64_t i = all + thread; i < output.top_k; i += threads) out.pad(i);
     return true;
   }
 };

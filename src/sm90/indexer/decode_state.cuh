@@ -1,4 +1,6 @@
 #pragma once
+#include <cuda.h>
+
 #include <cstdint>
 
 #include "sm90/indexer/decode.hpp"
@@ -34,9 +36,13 @@ constexpr int ready_barrier = 1, math_barrier = 2, group_barrier = 3;
 
 /// Where a team's scratch has what, in bytes; it follows from the plan.  Queries come first.
 struct DecodeScratch {
-  std::int32_t stages;  // key tiles in flight
-  std::int32_t keys, list, histogram, state, end;
-  std::int32_t list_room;  // candidates of a row; before there are any, the sample's scores lie there
+  std::int32_t stages;     // key tiles that there is room for
+  std::int32_t in_flight;  // that have been asked for and have not come, at most
+  std::int32_t keys, sample, histogram, state, end;
+};
+
+struct DecodeMaps {
+  CUtensorMap query, key;
 };
 
 /// One launch of the kernel.
@@ -45,6 +51,8 @@ struct DecodeCall {
   DecodePlan     plan;
   DecodeScratch  scratch;
   TopkOutput     output;
+
+  __device__ const DecodeMaps& maps() const { return *static_cast<const DecodeMaps*>(plan.maps); }
 };
 
 /// Bins of a row's scores: 128 linear ones from one of the low scores of a sample to one of the high ones, then 64 for every doubling of
@@ -87,7 +95,7 @@ using DecodeSample = float[decode::keys];
 /// What the warps of a team share.
 struct DecodeState {
   std::uint64_t keys_full[decode::most_stages], keys_empty[decode::most_stages];
-  std::uint64_t sample_full;
+  std::uint64_t sample_full, queries_full;
   std::uint64_t bins_placed[decode::math_groups];  // by the warpgroups that have the sample
   std::uint64_t counted;                           // what is to be counted of the team's scores is in the histogram
   std::uint64_t chosen;                            // what the rows' candidates must reach is known
@@ -97,7 +105,7 @@ struct DecodeState {
   RowKeys       rows[decode::most_rows];
   DecodeBins    row_bins[decode::most_rows];
   std::uint32_t least[decode::most_rows];  // the image of the least candidate
-  std::int32_t  listed[decode::most_rows], place[decode::most_rows];
+  std::int32_t  listed[decode::most_rows];
   std::int32_t  stage_tile[decode::most_stages];  // its number among all key tiles; -1: there are no more
   std::int32_t  tiles[most_decode_tiles];         // that the team has had, in their order
   std::int32_t  tile_count, claimed;
