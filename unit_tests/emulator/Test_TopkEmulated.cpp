@@ -21,8 +21,9 @@ namespace {
 
 using namespace Tributary;
 
-/// How values run along a row.  too_high: the first of the chunks that a long row comes in has the best values by far.
-enum class Values { integers, normals, specials, ascending, descending, equal, too_high };
+/// How values run along a row.  too_high: the first of the chunks that a long row comes in has the best values by far.  close: they differ
+/// in their last bits, but for one that is far away.
+enum class Values { integers, normals, specials, ascending, descending, equal, too_high, close };
 
 struct TopkCase {
   ElementType type  = ElementType::float32;
@@ -51,6 +52,7 @@ float value_of(const TopkCase& c, int column, Random& random) {
     case Values::ascending: return static_cast<float>(column / 64);
     case Values::descending: return static_cast<float>(-column / 64);
     case Values::equal: return 3.0f;
+    case Values::close: return column == 5 ? -1e30f : 1.0f + 0x1p-23f * static_cast<float>(random.below(500));
     case Values::too_high:
       return column / (c.type == ElementType::float32 ? 128 : 256) % 3 == 0 && column % 7 == 0 ? 100.0f : random.normal();
   }
@@ -129,9 +131,9 @@ TopkCase any_case(Random& random) {
           .batch      = 1 + random.below(2),
           .rows       = 1 + random.below(5),
           .columns    = 8192 + random.below(4000),
-          .top_k      = random.any_of<int>({1, 3, 40, 300}),
+          .top_k      = random.any_of<int>({1, 3, 40, 300, 700, 2000}),
           .values     = random.any_of<Values>({Values::integers, Values::normals, Values::specials, Values::ascending, Values::descending,
-                                               Values::equal, Values::too_high}),
+                                               Values::equal, Values::too_high, Values::close}),
           .range      = random.one_in(2),
           .padding    = random.below(9),
           .splits     = random.one_in(4) ? 3 : 1,

@@ -1,6 +1,7 @@
 // What the kernel includes of the standard library comes before `asm` has another meaning.
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "sm90/indexer/decode.hpp"

@@ -315,7 +315,7 @@ DecodePlan plan_decode(const Exec& exec, const IndexerProblem& p, std::int64_t t
   // What is counted must be joined with the other teams' counts, and the candidates among it found, while the rest is multiplied: the
   // less the better.  But the fewer eighths are counted the more candidates there are, 8 k for one; half of the list is enough for them.
   plan.counted_eighths = std::clamp((16 * plan.keep + plan.list_capacity - 1) / plan.list_capacity, 2, 5);
-  plan.pool_capacity   = std::max(pool_sizes(plan.keep, p.keys).capacity, plan.list_capacity);
+  plan.pool_capacity   = std::max(pool_sizes(plan.keep, p.keys, decode::math_threads).capacity, plan.list_capacity);
   // A team's share of them and an eighth more.
   const std::int32_t a_team = 9 * plan.keep / plan.counted_eighths / plan.splits + 1;
   plan.places               = 32;

@@ -1,5 +1,5 @@
 #pragma once
-#include "sm90/topk/group.cuh"
+#include "sm90/topk/sort.cuh"
 #include "topk/entry.hpp"
 
 // The candidates of one row in shared memory.  Entries that may still be among the `keep` best are appended to a pool; when it is full it
@@ -37,13 +37,20 @@ class Candidates {
     bool      crowded;        // this bin or a better one has more than `crowd` entries
   };
 
+  /// A score of some rank among one of each thread, and whether it is one of so many equal ones, or of so many in one warp, that the scores
+  /// may be no fair sample.
+  struct RankedScore {
+    unsigned score;
+    bool     odd;
+  };
+
   // An entry's rank in its bin is found by comparing with the others there: past this many, sorting everything is cheaper.
   static constexpr int crowd = 128;
 
   static constexpr int ranked_capacity(int keep, int capacity) { return keep + crowd < capacity ? keep + crowd : capacity; }
 
-  /// Shared memory for a pool of `capacity` entries, at least the power of two that `keep` rounds up to; a multiple of 16.  Without a
-  /// ranking `keep` may be 0.
+  /// Shared memory for a pool of `capacity` entries, at least the power of two that `keep` rounds up to and one for each thread; a multiple
+  /// of 16.  Without a ranking `keep` may be 0.
   static constexpr int scratch_bytes(int keep, int capacity) {
     const int ranked = keep == 0 ? 0 : ranked_capacity(keep, capacity);
     return (capacity + capacity % 2 + ranked + ranked % 2) * static_cast<int>(sizeof(Entry)) + 2 * Bins * static_cast<int>(sizeof(int)) +
@@ -85,6 +92,17 @@ class Candidates {
     return false;
   }
 
+  /// The same for a thread alone; what finds no room is lost, but counted.
+  template <class EntryAt>
+  __device__ __forceinline__ void add(unsigned mask, const EntryAt& entry_at) {
+    append<0>(mask, entry_at);
+  }
+
+  __device__ int capacity() const { return capacity_; }
+
+  /// Whether something was lost; after a barrier.
+  __device__ bool lost() const { return control_->count > capacity_; }
+
   /// Bits of `mask` whose entries are within [bound, below].
   template <int Count, class EntryAt>
   __device__ __forceinline__ unsigned within(unsigned mask, Entry below, const EntryAt& entry_at) const {
@@ -117,17 +135,35 @@ class Candidates {
     compact(n, most);
   }
 
-  /// A bound that the `wanted` best reach, and not many others.  All with its score do: it may be set where it is not known that `keep`
-  /// reach it.  Called by all threads after a barrier; ends with one.
-  __device__ Entry find_bound(int wanted) {
-    const Place place = locate<2 * Bins, false>(entries_in_pool(), 0, ~Entry{0}, wanted);
-    return place.bins.bottom(place.bin) >> 32 << 32;
+  /// Rank 0 is the best one's.  Called by all threads with an empty pool; ends with a barrier.
+  __device__ RankedScore score_of_rank(unsigned own, int rank) {
+    const int   further   = min(2 * rank + 16, Threads - 1);
+    auto* const lists     = reinterpret_cast<unsigned*>(pool_);  // a warp's 32, in order
+    unsigned    sorted[1] = {own};
+    sort_in_warp(sorted);
+    lists[Team::rank()] = sorted[0];
+    Team::sync();
+    int better = Team::lane(), own_warp = Team::warp();
+    asm volatile("" : "+r"(own_warp));  // or the addresses of the lists would stay in registers from row to row
+#pragma unroll
+    for (int other = 1; other < Team::warps; ++other) {
+      const int       warp  = (own_warp + other) % Team::warps;
+      const unsigned* list  = lists + 32 * warp;
+      const unsigned  from  = sorted[0] + (warp < own_warp ? 0 : 1);  // of equal ones the first warp's is better
+      int             count = 0;
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) count += list[count + step - 1] >= from ? step : 0;
+      better += count + (list[count] >= from ? 1 : 0);
+    }
+    if (better == rank) control_->found = sorted[0], control_->in_warp = Team::lane();
+    if (better == further) control_->further = sorted[0];
+    Team::sync();
+    return {control_->found, control_->found == control_->further || control_->in_warp > 2 * rank / Team::warps + 8};
   }
 
-  /// Empty, with no bound.  Called by all threads after a barrier; ends with one.
+  /// Empty.  Called by all threads after a barrier; ends with one.
   __device__ void restart() {
     if (Team::rank() == 0) control_->count = 0;
-    bound_ = 0;
     Team::sync();
   }
 
@@ -136,16 +172,10 @@ class Candidates {
 
   /// Leaves the `wanted` best at the pool's beginning, best first, or by index and with their halves swapped (see `halves_swapped`);
   /// `place` is find(wanted)'s.  Ends with a barrier.
-  __device__ void arrange(Place place, int wanted, bool by_index) {
-    for (;;) {
-      sort_best(place, wanted);
-      if (!by_index) return;
-      by_index = false;
-      for (int i = Team::rank(); i < wanted; i += Threads) pool_[i] = halves_swapped(pool_[i]);
-      if (Team::rank() == 0) control_->count = wanted;
-      Team::sync();
-      place = find(wanted);
-    }
+  __device__ void arrange(const Place& place, int wanted, bool by_index) {
+    if (!by_index && !place.crowded && place.above + place.inside <= ranked_capacity(keep_, capacity_)) return rank_best(place, wanted);
+    if (entries_in_pool() > wanted) cut(wanted, wanted);
+    sort(pool_, wanted, by_index);
   }
 
   /// Larger for a smaller index.
@@ -156,6 +186,8 @@ class Candidates {
     typename Team::Exchange exchange;
     int                     count;
     int                     bin, above, inside, crowded;
+    unsigned                found, further;
+    int                     in_warp;
   };
 
   __device__ static int lowest(unsigned mask) { return __ffs(static_cast<int>(mask)) - 1; }
@@ -287,19 +319,8 @@ class Candidates {
     Team::sync();
   }
 
-  __device__ bool crowded(const Place& place) const {
-    return place.crowded || place.above + place.inside > ranked_capacity(keep_, capacity_);
-  }
-
   /// Leaves the `wanted` best at the pool's beginning, best first.
-  __device__ void sort_best(Place place, int wanted) {
-    if (crowded(place)) {
-      if (entries_in_pool() > wanted) {  // without the others the bins may be narrow enough
-        cut(wanted, wanted);
-        place = find(wanted);
-      }
-      if (crowded(place)) return sort(wanted);
-    }
+  __device__ void rank_best(const Place& place, int wanted) {
     const int n = entries_in_pool();
     for (int i = Team::rank(); i < n; i += Threads) {
       const Entry entry = pool_[i];
@@ -319,24 +340,51 @@ class Candidates {
     Team::sync();
   }
 
-  /// Bitonic sort of a pool of `count` entries.
-  __device__ void sort(int count) {
-    int size = 1;
-    while (size < count) size *= 2;
-    for (int i = count + Team::rank(); i < size; i += Threads) pool_[i] = no_entry;
-    Team::sync();
-    for (int length = 2; length <= size; length *= 2)
-      for (int stride = length / 2; stride > 0; stride /= 2) {
-        for (int i = Team::rank(); i < size / 2; i += Threads) {
-          const int   a = 2 * i - (i & (stride - 1)), b = a + stride;
-          const Entry first = pool_[a], second = pool_[b];
-          if ((first < second) == ((a & length) == 0)) {
-            pool_[a] = second;
-            pool_[b] = first;
-          }
-        }
-        Team::sync();
+  /// Sorts a pool's first `count` entries.  Not inline: it would cost registers of those that seldom need it.
+  __device__ __noinline__ static void sort(Entry* pool, int count, bool by_index) {
+    if (count <= Threads)
+      sort<1>(pool, count, by_index);
+    else if (count <= 2 * Threads)
+      sort<2>(pool, count, by_index);
+    else if (count <= 4 * Threads)
+      sort<4>(pool, count, by_index);
+    else
+      sort<8>(pool, count, by_index);
+  }
+
+  template <int Each>
+  __device__ static void sort(Entry* pool, int count, bool by_index) {
+    Entry keys[Each];
+#pragma unroll
+    for (int i = 0; i < Each; ++i) {
+      const int   at    = i * Threads + Team::rank();
+      const Entry entry = at < count ? pool[at] : no_entry;
+      keys[i]           = by_index ? halves_swapped(entry) : entry;
+    }
+    sort_in_warp(keys);
+    // In runs of several warps a thread's partner is another warp's.
+    const auto exchange = [&](int partner, bool mirrored, bool keeps_larger) {
+      Team::sync();
+#pragma unroll
+      for (int i = 0; i < Each; ++i) pool[i * Threads + Team::rank()] = keys[i];
+      Team::sync();
+#pragma unroll
+      for (int i = 0; i < Each; ++i) {
+        const Entry other = pool[(mirrored ? Each - 1 - i : i) * Threads + partner];
+        keys[i]           = (keys[i] < other) == keeps_larger ? other : keys[i];
       }
+    };
+#pragma unroll 1
+    for (int warps = 2; warps <= Team::warps; warps *= 2) {
+      exchange(Team::rank() ^ (warps * 32 - 1), true, (Team::warp() & (warps / 2)) == 0);
+#pragma unroll 1
+      for (int stride = warps / 4; stride > 0; stride /= 2) exchange(Team::rank() ^ (stride * 32), false, (Team::warp() & stride) == 0);
+      merge_in_warp(keys, 16);
+    }
+    Team::sync();
+#pragma unroll
+    for (int i = 0; i < Each; ++i) pool[Team::rank() * Each + i] = keys[i];
+    Team::sync();
   }
 
   Control* control_;

@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "Tributary_Topk.hpp"
@@ -30,25 +31,28 @@ struct TopkRow {
 };
 
 /// The k best of a pool, in the wanted order, padded at the end.  `place` is find(wanted)'s, wanted = min(k, count()).
-template <class Pool, class Place>
-__device__ void write_row(Pool& pool, const Place& place, int wanted, const TopkOutput& output, std::int64_t batch, std::int64_t row) {
+///
+/// \tparam Usual  makes the usual entry of one of the pool
+template <class Pool, class Place, class Usual = std::identity>
+__device__ void write_row(Pool& pool, const Place& place, int wanted, const TopkOutput& output, std::int64_t batch, std::int64_t row,
+                          const Usual& usual = {}) {
   const bool by_index = output.order == TopkOrder::by_index;
   if (wanted > 0) pool.arrange(place, wanted, by_index);
   const TopkRow out(output, batch, row);
   for (std::int64_t i = Pool::Team::rank(); i < output.top_k; i += Pool::Team::threads)
     if (i < wanted)
-      out.put(i, by_index ? Pool::halves_swapped(pool.entries()[i]) : pool.entries()[i]);
+      out.put(i, usual(by_index ? Pool::halves_swapped(pool.entries()[i]) : pool.entries()[i]));
     else
       out.pad(i);
 }
 
 /// The same where nothing is known of the pool yet.
-template <class Pool>
-__device__ void write_row(Pool& pool, int keep, const TopkOutput& output, std::int64_t batch, std::int64_t row) {
+template <class Pool, class Usual = std::identity>
+__device__ void write_row(Pool& pool, int keep, const TopkOutput& output, std::int64_t batch, std::int64_t row, const Usual& usual = {}) {
   const int            wanted = pool.count() < keep ? pool.count() : keep;
   typename Pool::Place place{};
   if (wanted > 0) place = pool.find(wanted);
-  write_row(pool, place, wanted, output, batch, row);
+  write_row(pool, place, wanted, output, batch, row, usual);
 }
 
 /// A pool's sizes.
@@ -57,8 +61,10 @@ struct PoolSizes {
 };
 
 /// For a team's pool: room to cut `keep` entries seldom; and no more than `longest`, what may come at all.
-inline PoolSizes pool_sizes(std::int64_t keep, std::int64_t longest) {
-  int power = 32;
+///
+/// \param threads  of the team
+inline PoolSizes pool_sizes(std::int64_t keep, std::int64_t longest, int threads) {
+  int power = threads;
   while (power < keep) power *= 2;
   // 32 KiB leave room for four teams an SM, 48 KiB for three
   const std::int64_t usual = keep <= 1024 ? 4096 : 6144;

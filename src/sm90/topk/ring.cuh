@@ -19,11 +19,13 @@ class ChunkedRow {
   static constexpr int bytes = Loads * Threads * 16;
   static_assert(segments <= 32);
 
-  __device__ ChunkedRow(const ValueRows& rows, const ValueRows::Place& place) : row_(rows, place) {
+  __device__ ChunkedRow(const ValueRows& rows, const ValueRows::Place& place) : row_(rows, place), entries_{rows.index_shift()} {
     chunks_ = (row_.blocks() + segments * segment - 1) / (segments * segment);
   }
 
   __device__ unsigned chunks() const { return chunks_; }
+
+  __device__ const DenseEntries<Value>& entries() const { return entries_; }
 
   /// The place in the row of segment `number` of a chunk: its own one of the number-th chunks() segments.
   __device__ unsigned segment_of(unsigned chunk, unsigned number) const { return number * chunks_ + chunk; }
@@ -54,8 +56,9 @@ class ChunkedRow {
  private:
   __device__ static unsigned own_block(unsigned place) { return place * segment + static_cast<unsigned>(Group<Threads>::lane()); }
 
-  RowBlocks<Value> row_;
-  unsigned         chunks_;
+  RowBlocks<Value>    row_;
+  DenseEntries<Value> entries_;
+  unsigned            chunks_;
 };
 
 /// What a team's warps share of the ring.
@@ -67,10 +70,12 @@ struct alignas(16) ChunkRing {
   bool          again;                 // the row is to come once more
 
   /// By one thread, before a barrier.
-  __device__ void initialise(int slots) {
+  ///
+  /// \param readers  warps that look at the chunks
+  __device__ void initialise(int slots, int readers) {
     for (int i = 0; i < slots; ++i) {
       ptx::mbarrier_init(&full[i], 1);
-      ptx::mbarrier_init(&empty[i], 1);
+      ptx::mbarrier_init(&empty[i], static_cast<std::uint32_t>(readers));
     }
     ptx::fence_mbarrier_init();
   }
@@ -129,20 +134,21 @@ class OwnChunk {
   __device__ Entry entry(unsigned i) const {
     const auto* const value =
         reinterpret_cast<const typename Row::Chunk::Value*>(pieces_ + i / Row::width * (Team::threads * 16)) + i % Row::width;
-    return make_entry(sortable(static_cast<float>(*value)), row_.index(place(i / Row::width)) + i % Row::width);
+    return row_.entries().entry(sortable(static_cast<float>(*value)), row_.index(place(i / Row::width)) + i % Row::width);
   }
 
   /// Which values may reach a bound.
   __device__ __forceinline__ unsigned reaching(Entry bound) const {
-    const auto     reach = [&](unsigned image) { return passing<Chunk::each>(chunk_, Threshold(Entry{image} << 32, 0)); };
-    const unsigned score = static_cast<unsigned>(bound >> 32), last = ~static_cast<unsigned>(bound);
-    unsigned       wanted = chunk_.valid & reach(score);
-    if (last <= 0x7fffffffu) {  // after a cut: blocks beyond the bound's index must have better scores
-      unsigned beyond = 0;
+    const auto     reach  = [&](unsigned image) { return passing<Chunk::each>(chunk_, Threshold(Entry{image} << 32, 0)); };
+    const unsigned image  = row_.entries().image(bound);
+    unsigned       wanted = chunk_.valid & reach(image);
+    if (static_cast<unsigned>(bound) != 0) {  // after a cut: blocks beyond the bound's index must have better scores
+      const auto last   = static_cast<int>(row_.entries().index(bound));
+      unsigned   beyond = 0;
 #pragma unroll
       for (int i = 0; i < loads; ++i)
-        if (static_cast<int>(row_.index(place(i))) > static_cast<int>(last)) beyond |= ((1u << Row::width) - 1) << (i * Row::width);
-      wanted &= reach(score + 1) | ~beyond;
+        if (static_cast<int>(row_.index(place(i))) > last) beyond |= ((1u << Row::width) - 1) << (i * Row::width);
+      wanted &= reach(image + (1u << unused_bits<typename Chunk::Value>)) | ~beyond;
     }
     return wanted;
   }
@@ -159,46 +165,58 @@ class OwnChunk {
   Chunk                chunk_;
 };
 
-/// A bound that about the `wanted` best of a chunk reach, and whatever has the same value as the last of them; 0 if there are no more than
-/// `wanted`.  Of a block's values only the best one is looked at: the best of all are seldom neighbours.  The pool is empty before and
-/// after.
+/// What a row's first chunk says of it.
+struct RowSample {
+  Entry bound;   // 0: none
+  bool  is_odd;  // how many reach it is not known well
+};
+
+/// A bound that about the `wanted` best of a chunk reach, and whatever has the same value as the last of them.  Of a thread's values only
+/// the best one is looked at, from which follows how many of all there are.  The pool is empty before and after.
 template <class Chunk, class Pool>
-__device__ Entry sample(const Chunk& chunk, Pool& pool, int wanted) {
-  constexpr int loads = Chunk::each / Chunk::width;
-  float         best[loads];
-  unsigned      given = 0;
+__device__ RowSample sample(const Chunk& chunk, Pool& pool, int wanted) {
+  constexpr int each = Chunk::each, threads = Pool::Team::threads;
+  float         best = __int_as_float(0x7fc00000);
 #pragma unroll
-  for (int load = 0; load < loads; ++load) {
-    best[load] = __int_as_float(0x7fc00000);
+  for (int i = 0; i < each; ++i)
+    if ((chunk.valid >> i & 1u) != 0) best = fmaxf(best, chunk.value(i));
+  float none =
+      fmaxf(1.0f - static_cast<float>(wanted) / (each * threads), 0.0f);  // the part of the threads where no value reaches the bound
 #pragma unroll
-    for (int i = load * Chunk::width; i < (load + 1) * Chunk::width; ++i)
-      if ((chunk.valid >> i & 1u) != 0) best[load] = fmaxf(best[load], chunk.value(i));
-    given |= (best[load] == best[load] ? 1u : 0u) << load;
-  }
-  const auto entry = [&](int i) { return make_entry(sortable(best[i]), static_cast<unsigned>(Pool::Team::rank())); };
-  pool.template offer<loads>(given, entry);
-  const Entry bound = pool.count() > wanted ? pool.find_bound(wanted) : Entry{0};
-  Pool::Team::sync();  // all have seen the count
-  pool.restart();
-  return bound;
+  for (int i = 1; i < each; i *= 2) none *= none;
+  const int rank = static_cast<int>((1.0f - none) * threads);
+  if (rank >= threads - threads / 16) return {0, false};
+  const auto ranked = pool.score_of_rank(sortable(best), rank);
+  return {Entry{ranked.score >> unused_bits<typename Chunk::Value>} << 32, ranked.odd};
 }
 
 /// Offers the chunks of a row to a pool as they come.
 ///
-/// \param wanted  so many of the first chunk's best give a bound, whether k of the row reach it or not; 0: none
+/// \param wanted  so many of the first chunk's best give a bound, whether k of the row reach it or not; 0: none.  Where it is sure to let
+/// few
+///                pass warps do not wait for one another to see whether the pool is full; what found no room is lost then, but counted.
 template <class Value, int Threads, int Loads, class Pool>
 __device__ __forceinline__ void stream(const ChunkedRow<Value, Threads, Loads>& row, Pool& pool, unsigned char* chunks, ChunkRing& ring,
                                        ChunkSlot& slot, int wanted) {
+  bool checked = true;
   for (unsigned number = 0; number < row.chunks(); ++number, slot.next()) {
     ptx::mbarrier_wait(&ring.full[slot.number], slot.round);
     const OwnChunk<ChunkedRow<Value, Threads, Loads>, typename Pool::Team> chunk(row, number, chunks, ring, slot.number);
-    if (number == 0 && wanted > 0) pool.set_bound(sample(chunk.values(), pool, wanted));
-    unsigned left = 0xffffffffu;
-    do left &= chunk.reaching(pool.bound());
-    while (!pool.template offer<0>(left, [&](unsigned i) { return chunk.entry(i); }));
-    // Its barrier was after all have read the chunk.
-    if (Pool::Team::rank() == 0) ptx::mbarrier_arrive(&ring.empty[slot.number]);
+    if (number == 0 && wanted > 0) {
+      const RowSample first = sample(chunk.values(), pool, wanted);
+      pool.set_bound(first.bound);
+      checked = first.bound == 0 || first.is_odd || 5.0f * wanted * row.chunks() > 2.0f * pool.capacity();
+    }
+    const auto entry = [&](unsigned i) { return chunk.entry(i); };
+    unsigned   left  = chunk.reaching(pool.bound());
+    if (checked)
+      while (!pool.template offer<0>(left, entry)) left &= chunk.reaching(pool.bound());
+    else
+      pool.add(left, entry);
+    __syncwarp();  // all of the warp have read the chunk
+    if (Pool::Team::lane() == 0) ptx::mbarrier_arrive(&ring.empty[slot.number]);
   }
+  Pool::Team::sync();
 }
 
 }  // namespace Tributary::Impl::SM90

@@ -10,10 +10,11 @@
 #include "sm90/topk/ring.cuh"
 #include "sm90/topk/values.cuh"
 
-// topk: each row is read once.  A team, or a warp where rows are short, streams a row's values past a bound and collects what passes in a
-// pool in shared memory.  Long rows come by the copy engine, and their first chunk says which bound is likely to do; where too few reach it
-// the row comes again.  Few long rows are cut into parts: a team a part leaves the best of it and a bound of the rest; a second launch
-// joins the parts of each row, and reads those again whose bound says that they may hide one of the k best.
+// topk: each row is read once.  A team streams a row's values past a bound and collects what passes in a pool in shared memory.  Long rows
+// come by the copy engine, and their first chunk says which bound is likely to do; where too few reach it, or more than there is room for,
+// the row comes again.  Few long rows are cut into parts: a team a part leaves
+// the best of it and a bound of the rest; a second launch joins the parts of each row, and reads those again whose bound says that they may
+// hide one of the k best.
 
 namespace Tributary::Impl::SM90 {
 namespace {
@@ -29,7 +30,7 @@ constexpr int merge_threads = 1024;
 // Long rows: some 64 KiB of them on their way to a team, so that one reads as fast as an SM can while the other one sorts.
 constexpr int long_row_threads      = 256;  // and a warp that brings the rows
 constexpr int long_row_teams_per_sm = 2;
-constexpr int least_long_row        = 8192;  // values: two chunks, of which the first one is a sample
+constexpr int least_long_row        = 4097;  // values: two chunks, of which the first one is a sample
 template <class Value>
 constexpr int long_row_loads = sizeof(Value);
 
@@ -99,7 +100,7 @@ struct SelectLongRows {
   __device__ void operator()(const Member& team) const {
     unsigned char* const chunks = aligned_scratch(team, scratch_bytes());
     auto&                ring   = *reinterpret_cast<ChunkRing*>(chunks + slots * Row::bytes);
-    if (thread_of_team() == 0) ring.initialise(slots);
+    if (thread_of_team() == 0) ring.initialise(slots, warps - 1);
     ptx::bar_sync(all_barrier, 32 * warps);
     ChunkSlot slot{slots};
     for (auto number = static_cast<unsigned>(team.league_rank()); number < all_rows; number += static_cast<unsigned>(team.league_size())) {
@@ -131,23 +132,26 @@ struct SelectLongRows {
   __device__ void select(const Row& row, const ValueRows::Place& place, unsigned char* chunks, ChunkRing& ring, ChunkSlot& slot) const {
     Pool pool(reinterpret_cast<unsigned char*>(&ring + 1), sizes.keep, sizes.most, sizes.capacity);
     // Of a row without values nothing comes, and the other warp, which nobody waits for then, does not look at `again`.
-    for (int wanted = sample_of(row.chunks()); row.chunks() > 0; wanted = 0) {
+    for (int wanted = sample_of(row.chunks()), pass = 0; row.chunks() > 0; wanted = 0, ++pass) {
       stream(row, pool, chunks, ring, slot, wanted);
-      const bool again = wanted > 0 && pool.bound() != 0 && pool.count() < sizes.keep;  // the sample's bound was too high
-      Pool::Team::sync();                                                               // all have seen it
+      const bool too_few = pass == 0 && pool.bound() != 0 && pool.count() < sizes.keep;  // the sample's bound was too high
+      const bool again   = too_few || pool.lost();
+      Pool::Team::sync();  // all have seen it
       if (Pool::Team::rank() == 0) ring.again = again;
       __syncwarp();
       ptx::bar_arrive(end_barrier, 32 * warps);
       if (!again) break;
+      if (too_few) pool.set_bound(0);
       pool.restart();
     }
-    write_row(pool, sizes.keep, output, place.batch, place.row);
+    write_row(pool, sizes.keep, output, place.batch, place.row, [&](Entry entry) { return row.entries().usual(entry); });
     Pool::Team::sync();  // the pool is no longer read
   }
 
   /// How many of the best of a chunk are likely to let the k best of the row pass, and not many more: its share of them and five standard
-  /// deviations.
+  /// deviations.  0 where there is only one chunk.
   __device__ int sample_of(unsigned chunks) const {
+    if (chunks <= 1) return 0;
     const float share = static_cast<float>(sizes.keep) / static_cast<float>(max(chunks, 1u));
     return static_cast<int>(share + 5.0f * sqrtf(share)) + 8;
   }
@@ -320,7 +324,8 @@ ValueRows value_rows(const TopkArguments& arguments) {
 template <class Value>
 void launch_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& plan, const TopkOutput& output) {
   const auto short_rows = [&]<int Bins, int Loads>(std::integral_constant<int, Bins>, std::integral_constant<int, Loads>) {
-    const SelectShortRows<Value, Bins, Loads> functor{rows, pool_sizes(plan.keep, rows.columns), output, static_cast<unsigned>(plan.rows)};
+    const SelectShortRows<Value, Bins, Loads> functor{rows, pool_sizes(plan.keep, rows.columns, 32), output,
+                                                      static_cast<unsigned>(plan.rows)};
     launch_teams<32 * warps_of_rows, Bins == 64 ? 8 : 4, Bins == 64 ? 0 : 2>(
         "Tributary::topk::hopper_short_rows", exec, static_cast<int>((plan.rows + warps_of_rows - 1) / warps_of_rows),
         functor.scratch_bytes(), functor);
@@ -330,7 +335,7 @@ void launch_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& pl
     return short_rows(integral_constant<int, 64>{}, integral_constant<int, 1>{});
   if (rows.columns <= short_row && plan.rows >= least_warp_rows)
     return short_rows(integral_constant<int, 512>{}, integral_constant<int, loads<Value>>{});
-  const PoolSizes sizes = pool_sizes(plan.keep, rows.columns);
+  const PoolSizes sizes = pool_sizes(plan.keep, rows.columns, threads);
   if (rows.columns >= least_long_row) {
     using Functor = SelectLongRows<Value>;
     const Functor functor{rows, sizes, output, static_cast<unsigned>(plan.rows), Functor::slots_beside(sizes)};
@@ -345,12 +350,12 @@ void launch_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& pl
 
 template <class Value>
 void launch_parts(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& plan, const TopkOutput& output) {
-  PoolSizes part_sizes = pool_sizes(plan.lists.keep, rows.columns);
+  PoolSizes part_sizes = pool_sizes(plan.lists.keep, rows.columns, threads);
   part_sizes.capacity  = std::min(part_sizes.capacity, 5632);  // four teams an SM
   const SelectParts<Value> parts{rows, part_sizes, plan.lists};
   launch_teams<threads, teams_per_sm, 0>("Tributary::topk::hopper_parts", exec, static_cast<int>(plan.rows * plan.parts),
                                          parts.scratch_bytes(), parts);
-  PoolSizes sizes = pool_sizes(plan.keep, rows.columns);
+  PoolSizes sizes = pool_sizes(plan.keep, rows.columns, merge_threads);
   sizes.capacity  = std::max(sizes.capacity, std::min(plan.parts * plan.lists.capacity, 12288));  // 96 KiB
   const JoinParts<Value> join{rows, sizes, output, plan.lists};
   launch_teams<merge_threads, 1>("Tributary::topk::hopper_join", exec, static_cast<int>(plan.rows), join.scratch_bytes(), join);

@@ -90,7 +90,7 @@ void topk_merge(const Kokkos::Cuda& exec, const TopkMergeArguments& arguments, c
   MergeLists functor{.lists  = {},
                      .count  = 0,
                      .rows   = static_cast<unsigned>(arguments.indices.extents[1]),
-                     .sizes  = pool_sizes(keep_of(arguments), columns_of(arguments)),
+                     .sizes  = pool_sizes(keep_of(arguments), columns_of(arguments), threads),
                      .output = output};
   for (const auto& list : arguments.lists)
     functor.lists[functor.count++] = {.indices       = list.indices.data,

@@ -28,6 +28,17 @@ struct ValueRows {
     unsigned batch, row;
   };
   __device__ Place place(unsigned flat_row) const { return {flat_row / rows, flat_row % rows}; }
+
+  /// Bits that no index needs.
+  __device__ int index_shift() const { return __clz(columns); }
+
+  /// Whether no row has values in more than `count` / width blocks of 16 bytes.
+  template <class Value>
+  bool fit(int count) const {
+    constexpr auto width   = static_cast<std::int64_t>(16 / sizeof(Value));
+    const bool     aligned = reinterpret_cast<std::uintptr_t>(values) % 16 == 0 && strides[0] % width == 0 && strides[1] % width == 0;
+    return columns + (aligned ? 0 : width - 1) <= count;
+  }
 };
 
 /// Value number i, known at compile time, of a block.
@@ -38,6 +49,32 @@ __device__ __forceinline__ float value_of(const unsigned (&words)[4], int i) {
   if constexpr (std::is_same_v<Value, half_t>)
     return __half2float(__ushort_as_half(static_cast<unsigned short>(i % 2 == 0 ? words[i / 2] & 0xffffu : words[i / 2] >> 16)));
 }
+
+/// Bits of a value's unsigned image (`sortable`) that follow from the others.
+template <class Value>
+constexpr int unused_bits = std::is_same_v<Value, float>        ? 0
+                            : std::is_same_v<Value, bfloat16_t> ? 16
+                                                                : 13;
+
+/// Entries in the order of all entries, but as dense as values of the type and indices of the row allow: bins of equal width see, as a
+/// rule, what index equal values have.
+template <class Value>
+struct DenseEntries {
+  int index_shift;
+
+  __device__ Entry entry(unsigned image, unsigned index) const {
+    return (Entry{image >> unused_bits<Value>} << 32) | ~(index << index_shift);
+  }
+  /// The least image, and the largest index beside it, of what reaches an entry.
+  __device__ static unsigned image(Entry entry) { return static_cast<unsigned>(entry >> 32) << unused_bits<Value>; }
+  __device__ unsigned        index(Entry entry) const { return ~static_cast<unsigned>(entry) >> index_shift; }
+  __device__ Entry           usual(Entry entry) const {
+              constexpr unsigned unused   = (1u << unused_bits<Value>)-1u;
+              const unsigned     least    = image(entry);
+              const bool         negative = least != 0 && (least & 0x80000000u) == 0;
+              return make_entry(negative ? least | unused : least, index(entry));
+  }
+};
 
 /// A row as blocks of 16 bytes.
 template <class Value>
@@ -60,6 +97,9 @@ class RowBlocks {
   }
 
   __device__ unsigned blocks() const { return blocks_; }
+  /// Values that take part, and values of block 0 before the first of them.
+  __device__ unsigned length() const { return stop_ - lead_; }
+  __device__ unsigned lead() const { return lead_; }
   /// Blocks from the first whole one up to the end of the last whole one are whole.
   __device__ unsigned whole_begin() const { return lead_ == 0 ? 0u : 1u; }
   __device__ unsigned whole_end() const { return stop_ / width; }

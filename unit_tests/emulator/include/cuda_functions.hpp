@@ -11,6 +11,7 @@
 #define __device__
 #define __host__
 #define __forceinline__
+#define __noinline__
 
 struct float2 {
   float x, y;
