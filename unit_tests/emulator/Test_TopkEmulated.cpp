@@ -173,5 +173,36 @@ TEST(TopkEmulated, ShorterRows) {
   }
 }
 
+/// So many rows that each is a warp's, or eight threads' up to 64 values.
+TopkCase many_short_rows(Random& random, int columns) {
+  TopkCase c = any_case(random);
+  c.batch    = 1;
+  c.rows     = 512 + random.below(3);
+  c.columns  = columns;
+  c.top_k    = random.any_of<int>({1, 8, 40, 64, 100, 256, 300, 512});
+  c.padding  = random.one_in(2) ? 0 : c.padding;
+  c.splits   = 1;
+  return c;
+}
+
+TEST(TopkEmulated, RowsOfAWarp) {
+  for (std::uint64_t stream = 400; stream < 400 + 12; ++stream) {
+    Random   random(stream);
+    TopkCase c = many_short_rows(
+        random, random.any_of<int>({128, 65 + random.below(200), 1 + random.below(1024), 1024, 1025 + random.below(1000), 2048}));
+    if (c.columns > 2024) c.padding = 0;  // where 2048 values are not aligned a row is a team's
+    run_and_check(c, stream);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(TopkEmulated, RowsOfEightThreads) {
+  for (std::uint64_t stream = 500; stream < 500 + 15; ++stream) {
+    Random random(stream);
+    run_and_check(many_short_rows(random, random.any_of<int>({64, 1 + random.below(64)})), stream);
+    if (HasFailure()) return;
+  }
+}
+
 }  // namespace
 }  // namespace TributaryTest::Emulator

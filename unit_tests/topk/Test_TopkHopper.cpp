@@ -2,8 +2,8 @@
 #include "KokkosEvents.hpp"
 #include "topk/TopkCase.hpp"
 
-// The Hopper level of topk where its work is cut: chunks of 4096 values, pools of 4096 or 6144 candidates, short rows a warp each, long
-// rows in parts.  What it chooses is also tested with all levels' cases.  In builds without that level there is nothing here.
+// The Hopper level of topk where its work is cut: chunks of 4096 values, pools of 3072 to 6144 candidates, short rows a warp or less each,
+// long rows in parts.  What it chooses is also tested with all levels' cases.  In builds without that level there is nothing here.
 
 namespace TributaryTest {
 namespace {
@@ -158,24 +158,62 @@ TEST_F(TopkHopper, RangesOfManyLongRows) {
   for (const std::int64_t k : {3, 700}) expect_right(values, k, {.key_splits = 1}, range);
 }
 
+Array<std::int32_t, 3> range_of_rows(Random& random, std::int64_t rows, std::int64_t n) {
+  Array<std::int32_t, 3> range({1, rows, 2});
+  random.fill_with_integers(range, -2, n + 2);
+  return range;
+}
+
 TEST_F(TopkHopper, ShortRowsOfAWarpEach) {
   SCOPED_TRACE(seed_text());
   Random random(4);
-  for (const std::int64_t n : {0, 1, 31, 64, 127, 128, 129, 700, 1023, 1024}) {
+  for (const std::int64_t n : {0, 1, 31, 64, 65, 127, 128, 129, 700, 1023, 1024, 1025, 2047, 2048}) {
     Array<float, 3>        values({2, 301, n});
     Array<std::int32_t, 3> range({2, 301, 2});
     random.fill_with_integers(values, -300, 300);
     random.fill_with_integers(range, -2, n + 2);
     for (std::int64_t j = 0; j < n; ++j) values(0, 7, j) = 1.0f, values(1, 300, j) = nan, values(0, 300, j) = static_cast<float>(j % 3);
-    for (const std::int64_t k : {1, 20, 64, 1100}) {
+    for (const std::int64_t k : {1, 20, 64, 300, 1100}) {
       expect_right(values, k);
       expect_right(values, k, {.order = TopkOrder::by_index}, range);
     }
     Array<bfloat16_t, 3> bfloats({1, 600, n});
     random.fill_with_normals(bfloats);
     expect_right(bfloats, 33);
+    expect_right(bfloats, 300, {}, Range(range_of_rows(random, 600, n)));
   }
 }
+
+/// Enough of them for a warp each.
+template <class Value>
+void hard_short_rows() {
+  SCOPED_TRACE(seed_text());
+  Random random(14);
+  for (const std::int64_t n : {8, 61, 64, 100, 1000, 1024, 2001, 2048}) {
+    Array<Value, 3> values({1, 520, n});
+    for (std::int64_t r = 0; r < 520; r += 10) {
+      const auto rows = hard_rows(random, n);
+      for (std::int64_t i = 0; i < 10; ++i)
+        for (std::int64_t j = 0; j < n; ++j) values(0, r + i, j) = static_cast<Value>(rows(0, i, j));
+    }
+    for (const std::int64_t k : {1, 8, 40, 64, 100, 256, 512})
+      for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index}) TopkHopper::expect_right(values, k, {.order = order});
+  }
+}
+/// They differ in their last bits, but for one that is far away.
+TEST_F(TopkHopper, ShortRowsOfCloseValues) {
+  SCOPED_TRACE(seed_text());
+  Random random(15);
+  for (const std::int64_t n : {64, 1024, 2048}) {
+    Array<float, 3> values({1, 600, n});
+    for (std::int64_t r = 0; r < 600; ++r)
+      for (std::int64_t j = 0; j < n; ++j) values(0, r, j) = j == 5 ? -1e30f : 1.0f + 0x1p-23f * random.integer<float>(0, 499);
+    for (const std::int64_t k : {1, 8, 20, 64, 300}) expect_right(values, k);
+  }
+}
+TEST_F(TopkHopper, HardShortFloatRows) { hard_short_rows<float>(); }
+TEST_F(TopkHopper, HardShortBfloat16Rows) { hard_short_rows<bfloat16_t>(); }
+TEST_F(TopkHopper, HardShortHalfRows) { hard_short_rows<half_t>(); }
 
 TEST_F(TopkHopper, OnePartHoldsAllTheBest) {
   SCOPED_TRACE(seed_text());
@@ -276,6 +314,7 @@ void many_rows(std::int64_t rows, std::int64_t columns, std::int64_t top_k) {
 TEST_F(TopkHopper, AMillionShortRows) { many_rows(1000003, 64, 8); }
 TEST_F(TopkHopper, ManyMediumRows) {
   many_rows(100003, 1000, 16);
+  many_rows(20001, 2048, 256);
   many_rows(20001, 2050, 256);
   many_rows(700, 9000, 512);
 }

@@ -8,11 +8,12 @@
 #include "sm90/launch.cuh"
 #include "sm90/topk/output.cuh"
 #include "sm90/topk/ring.cuh"
+#include "sm90/topk/select_short_rows.cuh"
 #include "sm90/topk/values.cuh"
 
 // topk: each row is read once.  A team streams a row's values past a bound and collects what passes in a pool in shared memory.  Long rows
 // come by the copy engine, and their first chunk says which bound is likely to do; where too few reach it, or more than there is room for,
-// the row comes again.  Few long rows are cut into parts: a team a part leaves
+// the row comes again.  Of many short rows a warp has one in registers, or four.  Few long rows are cut into parts: a team a part leaves
 // the best of it and a bound of the rest; a second launch joins the parts of each row, and reads those again whose bound says that they may
 // hide one of the k best.
 
@@ -34,11 +35,9 @@ constexpr int least_long_row        = 4097;  // values: two chunks, of which the
 template <class Value>
 constexpr int long_row_loads = sizeof(Value);
 
-// Short rows: a warp each, four a team.
-constexpr int short_row       = 1024;
-constexpr int very_short_row  = 128;
-constexpr int warps_of_rows   = 4;
-constexpr int least_warp_rows = 512;  // fewer rows: a team each is done sooner
+// Short rows, of up to 2048 values.
+constexpr int largest_short_keep = 512;
+constexpr int least_warp_rows    = 512;  // fewer rows: a team each is done sooner
 
 // Rows in parts.
 constexpr int teams_wanted = 528;    // four an SM
@@ -154,32 +153,6 @@ struct SelectLongRows {
     if (chunks <= 1) return 0;
     const float share = static_cast<float>(sizes.keep) / static_cast<float>(max(chunks, 1u));
     return static_cast<int>(share + 5.0f * sqrtf(share)) + 8;
-  }
-};
-
-/// A short row a warp; its pool has room for all of it.
-template <class Value, int Bins, int Loads>
-struct SelectShortRows {
-  using Pool = Candidates<32, Bins>;
-
-  ValueRows  rows;
-  PoolSizes  sizes;
-  TopkOutput output;
-  unsigned   all_rows;
-
-  int scratch_bytes() const { return warps_of_rows * Pool::scratch_bytes(sizes.keep, sizes.capacity); }
-
-  __device__ void operator()(const Member& team) const {
-    const int      own   = Pool::scratch_bytes(sizes.keep, sizes.capacity);
-    const unsigned row   = static_cast<unsigned>(team.league_rank()) * warps_of_rows + threadIdx.y;
-    unsigned char* bytes = aligned_scratch(team, warps_of_rows * own) + threadIdx.y * own;
-    if (row < all_rows) {
-      const auto place = rows.place(row);
-      Pool       pool(bytes, sizes.keep, sizes.most, sizes.capacity);
-      stream(RowReader<Value, 32, Loads>(rows, place, {0, 1}), pool);
-      write_row(pool, sizes.keep, output, place.batch, place.row);
-    }
-    exit_thread();
   }
 };
 
@@ -321,20 +294,34 @@ ValueRows value_rows(const TopkArguments& arguments) {
           .columns       = static_cast<int>(arguments.values.extents[2])};
 }
 
+template <class Value, int Each>
+void launch_short_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& plan, const TopkOutput& output) {
+  int room = 32;
+  while (room < plan.keep || (room < 64 && room < rows.columns)) room *= 2;
+  const SelectShortRows<Value, Each> functor{rows, output, static_cast<unsigned>(plan.rows), plan.keep, room};
+  launch_teams < 32 * warps_of_rows,
+      Each<32           ? 8
+           : Each == 32 ? 5
+                        : 4,
+           0>("Tributary::topk::hopper_short_rows", exec, static_cast<int>((plan.rows + warps_of_rows - 1) / warps_of_rows),
+              functor.scratch_bytes(), functor);
+}
+
 template <class Value>
 void launch_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& plan, const TopkOutput& output) {
-  const auto short_rows = [&]<int Bins, int Loads>(std::integral_constant<int, Bins>, std::integral_constant<int, Loads>) {
-    const SelectShortRows<Value, Bins, Loads> functor{rows, pool_sizes(plan.keep, rows.columns, 32), output,
-                                                      static_cast<unsigned>(plan.rows)};
-    launch_teams<32 * warps_of_rows, Bins == 64 ? 8 : 4, Bins == 64 ? 0 : 2>(
-        "Tributary::topk::hopper_short_rows", exec, static_cast<int>((plan.rows + warps_of_rows - 1) / warps_of_rows),
-        functor.scratch_bytes(), functor);
-  };
-  using std::integral_constant;
-  if (rows.columns <= very_short_row && plan.rows >= least_warp_rows)
-    return short_rows(integral_constant<int, 64>{}, integral_constant<int, 1>{});
-  if (rows.columns <= short_row && plan.rows >= least_warp_rows)
-    return short_rows(integral_constant<int, 512>{}, integral_constant<int, loads<Value>>{});
+  constexpr int block = RowBlocks<Value>::width;
+  if (plan.rows >= least_warp_rows && plan.keep <= largest_short_keep) {
+    if (rows.fit<Value>(VeryShortRow<Value>::longest)) {
+      using Functor = SelectVeryShortRows<Value>;
+      const Functor functor{rows, output, static_cast<unsigned>(plan.rows), plan.keep};
+      return launch_teams<32 * warps_of_very_short_rows, 4, 0>(
+          "Tributary::topk::hopper_very_short_rows", exec,
+          static_cast<int>((plan.rows + Functor::rows_of_team - 1) / Functor::rows_of_team), Functor::scratch_bytes, functor);
+    }
+    if (rows.fit<Value>(32 * block)) return launch_short_rows<Value, block>(exec, rows, plan, output);
+    if (rows.fit<Value>(1024)) return launch_short_rows<Value, 32>(exec, rows, plan, output);
+    if (rows.fit<Value>(2048)) return launch_short_rows<Value, 64>(exec, rows, plan, output);
+  }
   const PoolSizes sizes = pool_sizes(plan.keep, rows.columns, threads);
   if (rows.columns >= least_long_row) {
     using Functor = SelectLongRows<Value>;
