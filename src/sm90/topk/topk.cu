@@ -40,10 +40,14 @@ constexpr int largest_short_keep = 512;
 constexpr int least_warp_rows    = 512;  // fewer rows: a team each is done sooner
 
 // Rows in parts.
-constexpr int teams_wanted = 528;    // four an SM
-constexpr int least_part   = 2048;   // values: two loads a thread
-constexpr int least_cut    = 16384;  // shorter rows are done before a second launch would begin
-constexpr int most_parts   = 256;
+constexpr int teams_wanted = 528;   // four an SM
+constexpr int least_part   = 2048;  // values: two loads a thread
+// Microseconds on an H100: 8 and 18 for each 65536 of a row's values where a team has it, 15 and 6 for each 2^20 of all values in parts.
+// The latter is less where columns * (most_cut_rows - rows) is at least this.
+constexpr int most_cut_rows = 50;
+constexpr int least_cut     = 1500000;
+constexpr int part_capacity = 5632;  // of a part's pool: four teams an SM
+constexpr int most_parts    = 256;
 
 /// What the teams that read the parts of rows leave.
 struct PartLists {
@@ -264,8 +268,10 @@ int parts_of(std::int64_t rows, std::int64_t columns, std::int64_t wanted) {
   if (rows == 0) return 1;
   const std::int64_t most = std::min<std::int64_t>(most_parts, 0x7fffffff / rows);
   if (wanted > 0) return static_cast<int>(std::max<std::int64_t>(1, std::min(wanted, most)));
-  if (columns < least_cut || 4 * rows > teams_wanted) return 1;
-  return static_cast<int>(std::max<std::int64_t>(1, std::min({most, teams_wanted / rows, columns / least_part})));
+  if (columns * (most_cut_rows - rows) < least_cut) return 1;
+  std::int64_t parts = std::min(teams_wanted / rows, columns / least_part);
+  if (columns > parts * part_capacity) parts = teams_wanted / 2 / rows;  // each is cut several times: fewer are cut less often
+  return static_cast<int>(std::clamp<std::int64_t>(parts, 1, most));
 }
 
 Plan plan_call(const TopkArguments& arguments, const TopkOptions& options, WorkspaceLayout& layout) {
@@ -338,7 +344,7 @@ void launch_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& pl
 template <class Value>
 void launch_parts(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& plan, const TopkOutput& output) {
   PoolSizes part_sizes = pool_sizes(plan.lists.keep, rows.columns, threads);
-  part_sizes.capacity  = std::min(part_sizes.capacity, 5632);  // four teams an SM
+  part_sizes.capacity  = std::min(part_sizes.capacity, part_capacity);
   const SelectParts<Value> parts{rows, part_sizes, plan.lists};
   launch_teams<threads, teams_per_sm, 0>("Tributary::topk::hopper_parts", exec, static_cast<int>(plan.rows * plan.parts),
                                          parts.scratch_bytes(), parts);
