@@ -21,9 +21,9 @@ namespace {
 
 using namespace Tributary;
 
-/// How values run along a row.  too_high: the first of the chunks that a long row comes in has the best values by far.  close: they differ
-/// in their last bits, but for one that is far away.
-enum class Values { integers, normals, specials, ascending, descending, equal, too_high, close };
+/// How values run along a row.  too_high: the first of the chunks that a long row comes in has the best values by far; too_low: it is the
+/// other way round.  close: they differ in their last bits, but for two that are far away.
+enum class Values { integers, normals, specials, ascending, descending, equal, too_high, too_low, close };
 
 struct TopkCase {
   ElementType type  = ElementType::float32;
@@ -52,7 +52,8 @@ float value_of(const TopkCase& c, int column, Random& random) {
     case Values::ascending: return static_cast<float>(column / 64);
     case Values::descending: return static_cast<float>(-column / 64);
     case Values::equal: return 3.0f;
-    case Values::close: return column == 5 ? -1e30f : 1.0f + 0x1p-23f * static_cast<float>(random.below(500));
+    case Values::too_low: return random.normal() + (column / (c.type == ElementType::float32 ? 128 : 256) % 5 == 0 ? 0.0f : 100.0f);
+    case Values::close: return column == 5 ? -1e30f : column == 6 ? 1e30f : 1.0f + 0x1p-23f * static_cast<float>(random.below(500));
     case Values::too_high:
       return column / (c.type == ElementType::float32 ? 128 : 256) % 3 == 0 && column % 7 == 0 ? 100.0f : random.normal();
   }
@@ -150,6 +151,13 @@ TEST(TopkEmulated, LongRows) {
   }
 }
 
+/// Five chunks, of which the first one promises so few that the others are not expected to fill the pool.
+TEST(TopkEmulated, LongRowsThatOverflow) {
+  for (const ElementType type : {ElementType::float32, ElementType::bfloat16})
+    for (const int top_k : {1, 40, 300})
+      run_and_check({.type = type, .columns = 20480, .top_k = top_k, .values = Values::too_low, .splits = 1}, 600);
+}
+
 /// Many of them empty.
 TEST(TopkEmulated, RangesOfLongRows) {
   for (std::uint64_t stream = 200; stream < 200 + 25; ++stream) {
@@ -194,6 +202,13 @@ TEST(TopkEmulated, RowsOfAWarp) {
     run_and_check(c, stream);
     if (HasFailure()) return;
   }
+}
+
+/// Keys of 32 bits do not tell them apart.
+TEST(TopkEmulated, ShortRowsOfCloseValues) {
+  for (const int columns : {64, 1024})
+    for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index})
+      run_and_check({.rows = 512, .columns = columns, .top_k = 20, .values = Values::close, .splits = 1, .order = order}, 700);
 }
 
 TEST(TopkEmulated, RowsOfEightThreads) {

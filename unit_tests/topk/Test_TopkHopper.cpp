@@ -60,7 +60,7 @@ void rows_that_mislead_a_sample() {
   SCOPED_TRACE(seed_text());
   Random             random(8);
   const std::int64_t n = 40000, segment = 32 * 16 / static_cast<std::int64_t>(sizeof(Value));  // what a warp loads at once
-  Array<Value, 3>    values({1, 8, n});
+  Array<Value, 3>    values({1, 9, n});
   const auto         few = [](std::int64_t j) { return static_cast<float>(j % 7); };
   // The sample: the first of every so many segments as there are chunks.
   const std::int64_t chunk = 4096, chunks = (n + chunk - 1) / chunk;
@@ -74,9 +74,10 @@ void rows_that_mislead_a_sample() {
     values(0, 5, j) = static_cast<Value>(sampled(j) ? nan : random.normal());
     values(0, 6, j) = static_cast<Value>(sampled(j) ? -infinity : few(j));
     values(0, 7, j) = static_cast<Value>(sampled(j) ? 10.0f + random.normal() : random.normal());
+    values(0, 8, j) = static_cast<Value>(sampled(j) ? random.normal() - 10.0f : random.normal());  // more pass than there is room for
   }
-  Array<std::int32_t, 3> range({1, 8, 2});
-  for (std::int64_t row = 0; row < 8; ++row) range(0, row, 0) = static_cast<std::int32_t>(row * 37), range(0, row, 1) = 39000;
+  Array<std::int32_t, 3> range({1, 9, 2});
+  for (std::int64_t row = 0; row < 9; ++row) range(0, row, 0) = static_cast<std::int32_t>(row * 37), range(0, row, 1) = 39000;
   for (const std::int64_t k : {1, 64, 300, 512, 1024, 1025, 2048})
     for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index}) {
       TopkHopper::expect_right(values, k, {.order = order, .key_splits = 1});
@@ -200,14 +201,15 @@ void hard_short_rows() {
       for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index}) TopkHopper::expect_right(values, k, {.order = order});
   }
 }
-/// They differ in their last bits, but for one that is far away.
+/// They differ in their last bits, but for two that are far away.
 TEST_F(TopkHopper, ShortRowsOfCloseValues) {
   SCOPED_TRACE(seed_text());
   Random random(15);
   for (const std::int64_t n : {64, 1024, 2048}) {
     Array<float, 3> values({1, 600, n});
     for (std::int64_t r = 0; r < 600; ++r)
-      for (std::int64_t j = 0; j < n; ++j) values(0, r, j) = j == 5 ? -1e30f : 1.0f + 0x1p-23f * random.integer<float>(0, 499);
+      for (std::int64_t j = 0; j < n; ++j)
+        values(0, r, j) = j == 5 ? -1e30f : j == 6 ? 1e30f : 1.0f + 0x1p-23f * random.integer<float>(0, 499);
     for (const std::int64_t k : {1, 8, 20, 64, 300}) expect_right(values, k);
   }
 }
