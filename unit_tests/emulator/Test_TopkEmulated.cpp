@@ -22,8 +22,8 @@ namespace {
 using namespace Tributary;
 
 /// How values run along a row.  too_high: the first of the chunks that a long row comes in has the best values by far; too_low: it is the
-/// other way round.  close: they differ in their last bits, but for two that are far away.
-enum class Values { integers, normals, specials, ascending, descending, equal, too_high, too_low, close };
+/// other way round.  close: they differ in their last bits, but for two that are far away.  nans: but for every ninth, a NaN of any bits.
+enum class Values { integers, normals, specials, ascending, descending, equal, too_high, too_low, close, nans };
 
 struct TopkCase {
   ElementType type  = ElementType::float32;
@@ -54,6 +54,8 @@ float value_of(const TopkCase& c, int column, Random& random) {
     case Values::equal: return 3.0f;
     case Values::too_low: return random.normal() + (column / (c.type == ElementType::float32 ? 128 : 256) % 5 == 0 ? 0.0f : 100.0f);
     case Values::close: return column == 5 ? -1e30f : column == 6 ? 1e30f : 1.0f + 0x1p-23f * static_cast<float>(random.below(500));
+    case Values::nans:
+      return column % 9 == 0 ? random.normal() : std::bit_cast<float>(0x7fc00000u + static_cast<std::uint32_t>(random.below(1 << 22)));
     case Values::too_high:
       return column / (c.type == ElementType::float32 ? 128 : 256) % 3 == 0 && column % 7 == 0 ? 100.0f : random.normal();
   }
@@ -209,6 +211,13 @@ TEST(TopkEmulated, ShortRowsOfCloseValues) {
   for (const int columns : {64, 1024})
     for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index})
       run_and_check({.rows = 512, .columns = columns, .top_k = 20, .values = Values::close, .splits = 1, .order = order}, 700);
+}
+
+/// There are fewer numbers than wanted.
+TEST(TopkEmulated, ShortRowsOfNans) {
+  for (const ElementType type : {ElementType::float32, ElementType::bfloat16, ElementType::float16})
+    for (const int columns : {60, 64, 1000, 2048})
+      run_and_check({.type = type, .rows = 512, .columns = columns, .top_k = 300, .values = Values::nans, .splits = 1}, 800);
 }
 
 TEST(TopkEmulated, RowsOfEightThreads) {

@@ -316,10 +316,14 @@ DecodePlan plan_decode(const Exec& exec, const IndexerProblem& p, std::int64_t t
   // less the better.  But the fewer eighths are counted the more candidates there are, 8 k for one; half of the list is enough for them.
   plan.counted_eighths = std::clamp((16 * plan.keep + plan.list_capacity - 1) / plan.list_capacity, 2, 5);
   plan.pool_capacity   = std::max(pool_sizes(plan.keep, p.keys, decode::math_threads).capacity, plan.list_capacity);
-  // A team's share of them and an eighth more.
+  // A team's share of them and an eighth more; where there are many rows all lists together are as large as `share` allows.
   const std::int32_t a_team = 9 * plan.keep / plan.counted_eighths / plan.splits + 1;
   plan.places               = 32;
   while (plan.places < a_team) plan.places *= 2;
+  if (plan.list_capacity + plan.splits * plan.places > share) {
+    while (plan.places > 2 && plan.splits * plan.places > plan.list_capacity / 2) plan.places /= 2;
+    plan.list_capacity -= plan.splits * plan.places;
+  }
   plan.maps       = layout.take<DecodeMaps>(1);
   plan.scores     = layout.take<float>(p.batch * p.queries * plan.score_row);
   plan.lists      = layout.take<Entry>(rows * plan.splits * plan.places);

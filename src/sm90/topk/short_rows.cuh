@@ -312,7 +312,7 @@ class TakenValues {
   static constexpr int places     = 32 * Each;
   static constexpr int place_bits = 31 - __builtin_clz(places);
 
-  // A value and its place.  As a float a value of 2 bytes leaves room for the place.
+  // A value and its place.  As a float a value of 2 bytes leaves room for the place, but for the NaN that the device makes of half's.
   using Listed                     = std::conditional_t<sizeof(Value) == 4, std::uint64_t, std::uint32_t>;
   static constexpr int place_shift = sizeof(Value) == 4 ? 32 : 0;
   static_assert(sizeof(Value) == 4 || place_bits <= unused_bits<Value>);
@@ -332,7 +332,8 @@ class TakenValues {
     bound.pin();
 #pragma unroll
     for (int i = 0; i < Each; ++i)
-      if (bound.template takes<Ties>(row, i)) *next++ = (Listed{__float_as_uint(row.value(i))} << place_shift) | row.place(i);
+      if (bound.template takes<Ties>(row, i))
+        *next++ = (Listed{__float_as_uint(row.value(i))} << place_shift & ~Listed{places - 1}) | row.place(i);
   }
 
   __device__ __forceinline__ void add_first(const RowOfWarp<Value, Each>& row, RowBound<Value>& bound) {

@@ -1,4 +1,6 @@
 #pragma once
+#include <bit>
+
 #include "Tributary_Types.hpp"
 
 using __half = Tributary::half_t;
@@ -8,4 +10,9 @@ inline __half __ushort_as_half(unsigned short bits) {
   value.bits = bits;
   return value;
 }
-inline float __half2float(__half value) { return static_cast<float>(value); }
+
+/// The device's conversion makes one NaN of all.
+inline float __half2float(__half value) {
+  const float converted = static_cast<float>(value);
+  return converted == converted ? converted : std::bit_cast<float>(0x7fffffffu);
+}
