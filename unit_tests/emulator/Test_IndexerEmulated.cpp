@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "EmulatedIndexer.hpp"
+#include "sm90/indexer/decode.hpp"
 
 // The indexer's Hopper kernel under the emulator.
 
@@ -110,6 +111,27 @@ TEST(IndexerEmulated, FewTiles) {
     run_and_check(options, stream);
     if (HasFailure()) return;
   }
+}
+
+/// Of an H100, with 32 MiB of scores at most.
+TEST(IndexerEmulated, TheWorkspaceOfFewQueriesIsBounded) {
+  set({.processors = 132});
+  const Kokkos::Cuda exec;
+  int                few = 0;
+  for (const std::int64_t queries : {1, 2, 16, 32, 63, 64, 132, 210, 400, 524, 528})
+    for (const std::int64_t keys : {0, 7, 15000, 63000, 262144})
+      for (const std::int64_t top_k : {1, 512, 1024, 2048}) {
+        Tributary::Impl::IndexerProblem problem{};
+        problem.type  = ElementType::bfloat16;
+        problem.batch = 1, problem.queries = queries, problem.keys = keys, problem.heads = 64, problem.head_dim = 128;
+        if (!Tributary::Impl::SM90::has_few_queries(exec, problem, 0)) continue;
+        ++few;
+        Tributary::Impl::WorkspaceLayout layout;
+        const auto                       plan = Tributary::Impl::SM90::plan_decode(exec, problem, top_k, layout);
+        EXPECT_LT(layout.size(), 48'000'000u) << queries << " queries, " << keys << " keys, k " << top_k;
+        EXPECT_GE(plan.list_capacity + plan.splits * (plan.places - 1), plan.keep);
+      }
+  EXPECT_GT(few, 100);
 }
 
 TEST(IndexerEmulated, RightOnEverySchedule) {

@@ -2,7 +2,7 @@
 #include "KokkosEvents.hpp"
 #include "topk/TopkCase.hpp"
 
-// The Hopper level of topk where its work is cut: chunks of 4096 values, pools of 3072 to 6144 candidates, short rows a warp or less each,
+// The Hopper level of topk where its work is cut: chunks of 4096 values, pools of 4096 to 6144 candidates, short rows a warp or less each,
 // long rows in parts.  What it chooses is also tested with all levels' cases.  In builds without that level there is nothing here.
 
 namespace TributaryTest {

@@ -310,7 +310,7 @@ DecodePlan plan_decode(const Exec& exec, const IndexerProblem& p, std::int64_t t
   const std::int64_t tiles = p.batch * plan.tiles, rows = plan.rows(p.batch);
   plan.keep = static_cast<std::int32_t>(std::max<std::int64_t>(1, std::min(top_k, p.keys)));
   // Of scores in random order 8 / counted_eighths times k become candidates; the more there is room for, the more crowded the bins may be.
-  const std::int64_t usual = plan.keep <= 1024 ? 4096 : most_decode_candidates, share = (14 << 20) / 8 / std::max<std::int64_t>(rows, 1);
+  const std::int64_t usual = plan.keep <= 1024 ? 4096 : most_decode_candidates, share = (13 << 20) / 8 / std::max<std::int64_t>(rows, 1);
   plan.list_capacity = static_cast<std::int32_t>(std::clamp<std::int64_t>(share, plan.keep + plan.keep / 2 + 512, usual));
   // What is counted must be joined with the other teams' counts, and the candidates among it found, while the rest is multiplied: the
   // less the better.  But the fewer eighths are counted the more candidates there are, 8 k for one; half of the list is enough for them.

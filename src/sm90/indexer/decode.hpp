@@ -50,7 +50,7 @@ inline constexpr int decode_tile_keys = 64, most_decode_tiles = 1024, sure_decod
 /// read again.
 inline constexpr std::int64_t most_score_bytes = 32 << 20;
 
-/// Candidates of a row that a list can hold.
+/// Candidates of a row, beyond the teams' own places, that a list can hold.
 inline constexpr int most_decode_candidates = 6144;
 
 /// The cut of a call, without its workspace.

@@ -6,7 +6,7 @@
 #include "sm90/ptx/mbarrier.cuh"
 #include "sm90/ptx/tma.cuh"
 
-// Loading.  Tiles of keys come by the copy engine.  Queries, and the keys of the sample, which lie apart, are copied 16 bytes a lane to
+// Loading.  Queries and tiles of keys come by the copy engine.  The keys of the sample, which lie apart, are copied 16 bytes a lane to
 // where the copy engine would put them: blocks of 16 bytes change places within a row as its number says.
 
 namespace Tributary::Impl::SM90 {
@@ -102,7 +102,7 @@ __device__ void load_sample(const DecodeCall& call, const DecodeTile& tile, Deco
   ptx::cp_async_mbarrier_arrive(&state.sample_full);
 }
 
-/// The sample and key tiles, by the loading warp.
+/// The queries and key tiles, by the loading warp.
 template <class Row>
 __device__ void load_keys(const DecodeCall& call, const DecodeTile& tile, DecodeState& state, unsigned char* scratch, int lane) {
   int           slot  = 0;

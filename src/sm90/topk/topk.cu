@@ -43,7 +43,7 @@ constexpr int least_warp_rows    = 512;  // fewer rows: a team each is done soon
 constexpr int teams_wanted = 528;   // four an SM
 constexpr int least_part   = 2048;  // values: two loads a thread
 // Microseconds on an H100: 8 and 18 for each 65536 of a row's values where a team has it, 15 and 6 for each 2^20 of all values in parts.
-// The latter is less where columns * (most_cut_rows - rows) is at least this.
+// The latter is less where columns * (most_cut_rows - rows) is at least this, rounded towards a team a row.
 constexpr int most_cut_rows = 50;
 constexpr int least_cut     = 1500000;
 constexpr int part_capacity = 5632;  // of a part's pool: four teams an SM
@@ -305,12 +305,10 @@ void launch_short_rows(const Kokkos::Cuda& exec, const ValueRows& rows, const Pl
   int room = 32;
   while (room < plan.keep || (room < 64 && room < rows.columns)) room *= 2;
   const SelectShortRows<Value, Each> functor{rows, output, static_cast<unsigned>(plan.rows), plan.keep, room};
-  launch_teams < 32 * warps_of_rows,
-      Each<32           ? 8
-           : Each == 32 ? 5
-                        : 4,
-           0>("Tributary::topk::hopper_short_rows", exec, static_cast<int>((plan.rows + warps_of_rows - 1) / warps_of_rows),
-              functor.scratch_bytes(), functor);
+  constexpr int                      teams = Each < 32 ? 8 : (Each == 32 ? 5 : 4);  // an SM
+  launch_teams<32 * warps_of_rows, teams, 0>("Tributary::topk::hopper_short_rows", exec,
+                                             static_cast<int>((plan.rows + warps_of_rows - 1) / warps_of_rows), functor.scratch_bytes(),
+                                             functor);
 }
 
 template <class Value>
