@@ -192,9 +192,9 @@ __device__ RowSample sample(const Chunk& chunk, Pool& pool, int wanted) {
 
 /// Offers the chunks of a row to a pool as they come.
 ///
-/// \param wanted  so many of the first chunk's best give a bound, whether k of the row reach it or not; 0: none.  Where it is sure to let
-/// few
-///                pass warps do not wait for one another to see whether the pool is full; what found no room is lost then, but counted.
+/// \param wanted  so many of the first chunk's best give a bound, whether k of the row reach it or not; 0: none.
+///                Where it is sure to let few pass no warp waits for others to see whether the pool is full: what finds no room is lost,
+///                but counted.
 template <class Value, int Threads, int Loads, class Pool>
 __device__ __forceinline__ void stream(const ChunkedRow<Value, Threads, Loads>& row, Pool& pool, unsigned char* chunks, ChunkRing& ring,
                                        ChunkSlot& slot, int wanted) {

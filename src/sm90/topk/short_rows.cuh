@@ -14,10 +14,7 @@ struct ValueKey {
   static constexpr unsigned of_infinity = 0xff800000u >> unused;
 
   __device__ static unsigned of(float value) { return sortable(value) >> unused; }
-  __device__ static float    value(unsigned key) {
-       const unsigned image = key << unused;
-       return score_of(Entry{(image & 0x80000000u) != 0 ? image : image | ((1u << unused) - 1)} << 32);
-  }
+  __device__ static float    value(unsigned key) { return score_of(Entry{whole_image<Value>(key << unused)} << 32); }
   /// A value reaches it if its key is not smaller; for a key of 0, which NaNs have, what all numbers reach.
   __device__ static float least(unsigned key) {
     unsigned image = key << unused;
@@ -25,6 +22,11 @@ struct ValueKey {
     return __uint_as_float((image & 0x80000000u) != 0 ? image ^ 0x80000000u : ~image);
   }
 };
+
+/// By how many bits values between two images are too long for keys of 32 bits that have the place in their low ones.
+__device__ inline int excess_bits(unsigned least, unsigned most, int place_bits) {
+  return max(place_bits - __clz(static_cast<int>(most - least)), 0);
+}
 
 /// The row of a warp, or of so many of its threads.  Value i of a thread is at place(i) of the row; beyond the row there are NaNs.
 ///
@@ -375,7 +377,7 @@ class TakenValues {
     }
     least           = __reduce_min_sync(full_warp, least);
     most            = __reduce_max_sync(full_warp, most);
-    const int shift = max(place_bits - __clz(static_cast<int>(most - least)), 0);
+    const int shift = excess_bits(least, most, place_bits);
 #pragma unroll
     for (int i = 0; i < Sorted; ++i) {
       const unsigned key = ((by_index ? 0 : keys[i] - least) >> shift << place_bits) | (places - 1 - place[i]);

@@ -56,6 +56,14 @@ constexpr int unused_bits = std::is_same_v<Value, float>        ? 0
                             : std::is_same_v<Value, bfloat16_t> ? 16
                                                                 : 13;
 
+/// A value's image from the upper bits of it; 0, a NaN's, stays what it is.
+template <class Value>
+__device__ inline unsigned whole_image(unsigned image) {
+  constexpr int unused      = unused_bits<Value>;
+  const bool    is_negative = image != 0 && (image & 0x80000000u) == 0;
+  return is_negative ? image | ((1u << unused) - 1) : image;
+}
+
 /// Entries in the order of all entries, but as dense as values of the type and indices of the row allow: bins of equal width see, as a
 /// rule, what index equal values have.
 template <class Value>
@@ -68,12 +76,7 @@ struct DenseEntries {
   /// The least image, and the largest index beside it, of what reaches an entry.
   __device__ static unsigned image(Entry entry) { return static_cast<unsigned>(entry >> 32) << unused_bits<Value>; }
   __device__ unsigned        index(Entry entry) const { return ~static_cast<unsigned>(entry) >> index_shift; }
-  __device__ Entry           usual(Entry entry) const {
-              constexpr unsigned unused   = (1u << unused_bits<Value>)-1u;
-              const unsigned     least    = image(entry);
-              const bool         negative = least != 0 && (least & 0x80000000u) == 0;
-              return make_entry(negative ? least | unused : least, index(entry));
-  }
+  __device__ Entry           usual(Entry entry) const { return make_entry(whole_image<Value>(image(entry)), index(entry)); }
 };
 
 /// A row as blocks of 16 bytes.

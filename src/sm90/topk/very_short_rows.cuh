@@ -64,7 +64,7 @@ class VeryShortRow {
       least = min(least, __shfl_xor_sync(full_warp, least, distance));
       most  = max(most, __shfl_xor_sync(full_warp, most, distance));
     }
-    const int shift = most > least ? max(place_bits - __clz(static_cast<int>(most - least)), 0) : 0;
+    const int shift = excess_bits(least, most, place_bits);  // 0 without values
 #pragma unroll
     for (int i = 0; i < each; ++i)
       keys[i] = (is_in_row(i) ? (keys[i] - least) >> shift << place_bits : 0) | (longest - 1 - row_.place(i) % longest);
