@@ -22,7 +22,7 @@ constexpr int math_registers = 104, other_registers = 64;  // 640 threads start 
 
 constexpr int keys        = decode_tile_keys;  // wgmma's M
 constexpr int most_rows   = 16;                // of a tile of queries
-constexpr int most_stages = 8;                 // 128 KiB on their way to an SM at most: more would only wait longer, and the sample behind them
+constexpr int most_stages = 8;                 // at most 128 KiB on their way to an SM: more would only wait longer, the sample behind them
 constexpr int bins        = 512;
 
 // How often a team looks whether the others have come as far, counting and at the end, before it goes on without them: a read of the
