@@ -114,7 +114,8 @@ void check_biases(std::string_view f, const AttentionArguments& in, std::int64_t
   const bool         bidirectional = options.relative_bias.bidirectional;
   require(in.relative_bias.extents[1] == heads, "{}: relative_bias.table is {}, expected {}", f, extents_text(in.relative_bias),
           text({buckets, heads}));
-  require(buckets >= 2 && buckets <= 1024, "{}: relative_bias.table has {} buckets, expected 2 ... 1024", f, buckets);
+  require(buckets >= 2 && buckets <= most_relative_buckets, "{}: relative_bias.table has {} buckets, expected 2 ... {}", f, buckets,
+          most_relative_buckets);
   require(!bidirectional || buckets % 2 == 0, "{}: relative_bias.table has {} buckets, expected an even number for a bidirectional bias", f,
           buckets);
   const std::int64_t single = (bidirectional ? buckets / 2 : buckets) / 2;

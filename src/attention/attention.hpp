@@ -126,8 +126,11 @@ KOKKOS_INLINE_FUNCTION PhiloxBlock philox(std::uint64_t key, std::uint32_t c0, s
   return {{c0, c1, c2, c3}};
 }
 
+/// Of both directions.
+constexpr std::int32_t most_relative_buckets = 1024;
+
 /// The smallest distance of each bucket of one direction, T5's rule, tabulated on the host for every level: bucket b holds distances
-/// first_distances[b] ... first_distances[b+1] - 1, the last one all beyond.
+/// first_distances[b] ... first_distances[b+1] - 1, the last one all beyond.  The first half of them are single distances from 0 on.
 std::vector<std::int32_t> bucket_first_distances(std::int32_t buckets_of_direction, std::int32_t max_distance);
 
 /// Checks of the public operators; the problem they describe.

@@ -132,18 +132,18 @@ void rotate_rows(const char* label, const Exec& exec, const AttentionProblem& p,
 /// Fills the table that PairScores looks buckets up in, from first distances tabulated on the host.
 template <class Exec>
 struct FillBuckets {
-  static constexpr int most = 512;  // of a direction
+  static constexpr int most = most_relative_buckets / 2;  // that are no single distances
 
   std::int32_t* table;
-  std::int32_t  max_distance, per_direction;
+  std::int32_t  max_distance, per_direction, single;  // the first `single` buckets are distances
   bool          bidirectional;
-  std::int32_t  first_distance[most];
+  std::int32_t  first_distance[most];  // of the others
 
   KOKKOS_FUNCTION void operator()(const std::int32_t i) const {
     const std::int32_t relative = i - max_distance;  // j - i'
     const std::int32_t distance = relative < 0 ? -relative : (bidirectional ? relative : 0);
-    std::int32_t       bucket   = per_direction - 1;
-    while (first_distance[bucket] > distance) --bucket;
+    std::int32_t       bucket   = distance < single ? distance : per_direction - 1;
+    while (bucket > single && first_distance[bucket - single] > distance) --bucket;
     table[i] = bucket + (bidirectional && relative > 0 ? per_direction : 0);
   }
 };
@@ -154,10 +154,11 @@ void fill_buckets(const Exec& exec, const AttentionProblem& p, std::int32_t* tab
   FillBuckets<Exec>  fill{.table          = table,
                           .max_distance   = p.max_distance,
                           .per_direction  = per_direction,
+                          .single         = per_direction / 2,
                           .bidirectional  = p.bidirectional,
                           .first_distance = {}};
   const auto         first = bucket_first_distances(per_direction, p.max_distance);
-  std::copy(first.begin(), first.end(), fill.first_distance);
+  std::copy(first.begin() + fill.single, first.end(), fill.first_distance);
   Kokkos::parallel_for("Tributary::attention::fill_buckets", ElementPolicy<Exec>(exec, 0, 2 * p.max_distance + 1), fill);
 }
 

@@ -260,6 +260,35 @@ TEST_P(Attention, RelativeBiasUsesT5sBuckets) {
   }
 }
 
+TEST_P(Attention, RelativeBiasOfAsManyBucketsAsThereMayBe) {
+  constexpr std::int64_t queries = 3000;
+  for (const bool bidirectional : {false, true})
+    for (const bool after : {false, true}) {
+      SCOPED_TRACE(std::string(bidirectional ? "bidirectional" : "unidirectional") + (after ? ", after" : ""));
+      const int            buckets = bidirectional ? 512 : 1024, single = buckets / 2, most = 2000;
+      AttentionCase<float> in({1, queries, 1, 1, 1, 1, 1});  // one key, behind every query or after every one but the last
+      in.relative_bias                       = Array<float, 2>({1024, 1});
+      in.options.relative_bias.max_distance  = most;
+      in.options.relative_bias.bidirectional = bidirectional;
+      if (!after) in.options.query_offset = 0;
+      for (std::size_t b = 0; b < 1024; ++b) in.relative_bias->values[b] = static_cast<float>(b);
+      const auto lse = forward(in).lse;
+      for (std::int64_t i = 0; i < queries; ++i) {
+        const std::int64_t relative = after ? queries - 1 - i : -i,
+                           distance = bidirectional ? std::abs(relative) : std::max<std::int64_t>(-relative, 0);
+        const double share =
+            distance < single ? 0 : std::log(static_cast<double>(distance) / single) / std::log(static_cast<double>(most) / single);
+        const auto bucket = [&](double rounding) {
+          return distance < single ? distance
+                                   : std::min<std::int64_t>(buckets - 1, single + std::floor(share * (buckets - single) + rounding));
+        };
+        const int direction = bidirectional && relative > 0 ? buckets : 0;
+        ASSERT_GE(lse(0, 0, i), static_cast<float>(bucket(-1e-6) + direction)) << relative;
+        ASSERT_LE(lse(0, 0, i), static_cast<float>(bucket(1e-6) + direction)) << relative;
+      }
+    }
+}
+
 TEST_P(Attention, RotaryScoresDependOnDistanceAlone) {
   AttentionCase<float> in({1, 20, 20, 1, 1, 16, 8}, random);
   in.options.rotary = {.dims = 12};

@@ -250,8 +250,8 @@ void gradients_of_biases(std::uint32_t stream) {
           in.additive_mask = Array<float, 4>({of_batch ? 2 : 1, of_heads ? 4 : 1, of_queries ? shape.queries : 1, shape.keys});
           for (auto& value : in.additive_mask->values) value = random.integer(0, 9) == 0 ? -infinite : random.normal();
           in.alibi_slopes                        = Array<float, 2>({of_batch ? 2 : 1, 4}, 0.02f);
-          in.relative_bias                       = Array<float, 2>({of_heads ? 32 : 150, 4});
-          in.options.relative_bias.max_distance  = of_queries ? 128 : 400;
+          in.relative_bias                       = Array<float, 2>({of_heads ? 32 : (of_batch ? 1024 : 150), 4});
+          in.options.relative_bias.max_distance  = of_heads ? 128 : (of_batch ? 700 : 400);
           in.options.relative_bias.bidirectional = random.coin();
           random.fill_with_normals(*in.relative_bias);
           in.options.causal = random.coin();
