@@ -29,7 +29,8 @@ class VeryShortRow {
     make_keys(keys);
     sort_in_warp<lanes>(keys);
     keep(keys);
-    if (__any_sync(full_warp, some_alike(keys)) && __any_sync(full_warp, some_misplaced())) sort_entries(keys);
+    if constexpr (place_bits > unused_bits<Value>)  // otherwise a key has all of its value
+      if (__any_sync(full_warp, some_alike(keys)) && __any_sync(full_warp, some_misplaced())) sort_entries(keys);
     if (!by_index) return;
 #pragma unroll
     for (int i = 0; i < each; ++i) keys[i] = Row::lane() * each + i < wanted ? longest + keys[i] % longest : 0;
