@@ -2,7 +2,7 @@
 
 #include "CapturedGraph.hpp"
 #include "KokkosEvents.hpp"
-#include "indexer/IndexerNumbers.hpp"
+#include "indexer/IndexerHopperCase.hpp"
 
 // The Hopper level of the indexer: shapes that it takes, against the same brute force as every level's.  In builds without that level
 // there is nothing here.
@@ -12,31 +12,7 @@ namespace {
 
 #if defined(TRIBUTARY_ENABLE_SM90)
 
-constexpr Level level = Level::hopper;
-
-/// Numbers of key splits: 0 gives calls as small as most of these to the kernel for few queries; any other asks for the fused kernel.
-constexpr std::int64_t few = 0, fused = 1;
-
 class IndexerHopper : public HopperTest {};
-
-/// indexer_topk by the kernel for few queries, fused, and fused in parts, against the brute force.
-template <class Element>
-void expect_exact_every_way(const IndexerInputs<Element>& in, const Mask& mask, const std::vector<std::int64_t>& top_ks) {
-  SCOPED_TRACE(text(in.shape()));
-  const std::int64_t keys     = in.shape().keys;
-  const auto         expected = expected_scores(in, mask, keys);
-  for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index})
-    for (const std::int64_t splits : {few, fused, std::int64_t{3}}) {
-      const IndexerCall<Element> call(level, in, mask, {.order = order, .key_splits = splits});
-      if (order == TopkOrder::by_score) EXPECT_TRUE(same_bits(call.score(keys), expected)) << "scores, splits " << splits;
-      for (const auto top_k : top_ks)
-        EXPECT_TRUE(same_rows(call.topk(top_k), expected_indexer_topk(expected, mask, keys, top_k, order)))
-            << "k " << top_k << ", splits " << splits << (order == TopkOrder::by_index ? ", by index" : "");
-    }
-}
-
-/// The four pairs of heads and head dimension.
-const std::vector<std::pair<std::int64_t, std::int64_t>> dimensions = {{64, 128}, {64, 64}, {32, 128}, {32, 64}};
 
 template <class Element>
 void shapes_from_the_edges() {
@@ -48,7 +24,7 @@ void shapes_from_the_edges() {
   for (const auto& [heads, head_dim] : dimensions)
     for (const auto& [queries, keys] : rows_and_keys) {
       const IndexerShape shape{queries % 3 == 0 ? 2 : 1, queries, keys, heads, head_dim};
-      expect_exact_every_way(integer_inputs<Element>(random, shape), {}, {1, 64, std::min<std::int64_t>(keys, 2048), 512});
+      expect_exact_every_way(integer_inputs<Element>(random, shape), {}, {1, 64, 192, std::min<std::int64_t>(keys, 2048), 512});
     }
   for (const IndexerShape& shape :
        {IndexerShape{1, 3, 0, 64, 128}, {2, 3, 0, 32, 64}, {2, 0, 9, 32, 64}, {0, 3, 9, 64, 64}, {1, 0, 0, 32, 128}})
@@ -136,76 +112,6 @@ TEST_F(IndexerHopper, HostileIndexArraysAreNeverFollowed) {
   }
 }
 
-/// A mask of any kind, packed sequences among them; for one batch entry.
-Mask random_mask(Random& random, const IndexerShape& shape) {
-  Mask       mask;
-  const auto queries = static_cast<std::int32_t>(shape.queries), keys = static_cast<std::int32_t>(shape.keys);
-  if (random.coin()) {
-    mask.ratio        = random.integer<std::int32_t>(1, 4);
-    mask.query_offset = random.integer<std::int32_t>(0, mask.ratio * keys + 5);
-  }
-  switch (random.integer(0, 3)) {
-    case 0: mask.range = random_range(random, shape); break;
-    case 1: {
-      const std::int32_t a = random.integer<std::int32_t>(0, queries), b = random.integer<std::int32_t>(a, queries);
-      const std::int32_t c = random.integer<std::int32_t>(0, keys), d = random.integer<std::int32_t>(c, keys);
-      mask.cu_seqlens_q = {0, a, b};  // queries and keys after the last sequence belong to none
-      mask.cu_seqlens_k = {0, c, d};
-      break;
-    }
-    default: break;
-  }
-  return mask;
-}
-
-/// As when decoding: one row of queries or a few against many keys.  Up to 4 (or 8) rows are both warpgroups' queries, which then take
-/// turns at the key tiles: odd and even numbers of these, and none for one of the two.
-template <class Element>
-void few_queries(std::uint32_t stream) {
-  SCOPED_TRACE(seed_text());
-  Random random(stream);
-  for (std::int64_t queries = 1; queries <= 20; queries += queries < 10 ? 1 : 5) {
-    const auto& [heads, head_dim] = random.any_of(dimensions);
-    const std::int64_t keys       = random.any_of(std::vector<std::int64_t>{1, 63, 65, 129, 300, 1000, 2500}) + random.integer(0, 64);
-    const IndexerShape shape{1, queries, keys, heads, head_dim};
-    expect_exact_every_way(integer_inputs<Element>(random, shape), random_mask(random, shape), {1, random.integer(2, 600), 2048});
-  }
-  // parts of many key tiles, of one tile of queries or two
-  for (const auto& [queries, keys] : std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 40000}, {3, 17001}, {7, 16003}, {11, 16001}}) {
-    const IndexerShape shape{1, queries, keys, 64, 64};
-    const auto         in = integer_inputs<Element>(random, shape);
-    expect_exact_every_way(in, {}, {1, 512, 2048});
-    expect_exact_every_way(in, {.ratio = 1, .query_offset = static_cast<std::int32_t>(keys - 400)}, {512});
-    expect_exact_every_way(in, random_mask(random, shape), {512});
-  }
-}
-
-TEST_F(IndexerHopper, FewQueriesBfloat16) { few_queries<bfloat16_t>(16); }
-TEST_F(IndexerHopper, FewQueriesHalf) { few_queries<half_t>(17); }
-TEST_F(IndexerHopper, FewQueriesFloat8) { few_queries<float8_e4m3_t>(18); }
-
-/// Every number of queries up to 16, all pairs of heads and head dimension, fewer keys than k and more, batches.
-template <class Element>
-void every_number_of_queries(std::uint32_t stream) {
-  SCOPED_TRACE(seed_text());
-  Random random(stream);
-  for (std::int64_t queries = 1; queries <= 16; ++queries)
-    for (const auto& [heads, head_dim] : dimensions) {
-      const IndexerShape shape{1 + queries % 3 / 2, queries, random.integer(1, 3000), heads, head_dim};
-      const auto         in = integer_inputs<Element>(random, shape);
-      const Mask         mask =
-          shape.batch == 1 ? random_mask(random, shape) : Mask{.ratio = 1, .query_offset = random.integer<std::int32_t>(0, 3000)};
-      for (const std::int64_t top_k : {1, 64, 512, 2048}) {
-        const TopkOrder order = random.coin() ? TopkOrder::by_score : TopkOrder::by_index;
-        expect_exact(level, in, mask, {top_k}, {.order = order});
-      }
-    }
-}
-
-TEST_F(IndexerHopper, EveryNumberOfQueriesBfloat16) { every_number_of_queries<bfloat16_t>(23); }
-TEST_F(IndexerHopper, EveryNumberOfQueriesHalf) { every_number_of_queries<half_t>(24); }
-TEST_F(IndexerHopper, EveryNumberOfQueriesFloat8) { every_number_of_queries<float8_e4m3_t>(25); }
-
 TEST_F(IndexerHopper, WarpgroupsTakeTurnsAtAnyNumberOfKeyTiles) {
   SCOPED_TRACE(seed_text());
   Random random(19);
@@ -228,61 +134,6 @@ TEST_F(IndexerHopper, TilesWithFewAndWithManyQueriesFollowOneAnother) {
   const auto expected = expected_scores(in, mask, 450);
   for (const std::int64_t splits : {1, 2, 3, 7})
     EXPECT_TRUE(same_bits(IndexerCall<bfloat16_t>(level, in, mask, {.key_splits = splits}).score(450), expected)) << splits << " splits";
-}
-
-TEST_F(IndexerHopper, AQueryAloneHasTheBitsThatItHasAmongMany) {
-  SCOPED_TRACE(seed_text());
-  Random     random(21);
-  const auto keys = std::int64_t{20000};
-  const auto many = normal_inputs<float8_e4m3_t>(random, {1, 11, keys, 64, 128});
-  const Rows rows = IndexerCall<float8_e4m3_t>(level, many, {}, {.key_splits = fused}).topk(512);
-  for (const std::int64_t first : {0, 3, 7})
-    for (const std::int64_t queries : {1, 3, 4}) {
-      IndexerInputs<float8_e4m3_t> few({1, queries, keys, 64, 128});
-      few.key = many.key, few.key_scale = many.key_scale;
-      for (std::int64_t t = 0; t < queries; ++t)
-        for (std::int64_t h = 0; h < 64; ++h) {
-          few.weights(0, t, h)     = many.weights(0, first + t, h);
-          few.query_scale(0, t, h) = many.query_scale(0, first + t, h);
-          for (std::int64_t d = 0; d < 128; ++d) few.query(0, t, h, d) = many.query(0, first + t, h, d);
-        }
-      const Rows got = IndexerCall<float8_e4m3_t>(level, few).topk(512);
-      for (std::int64_t t = 0; t < queries; ++t)
-        for (std::int64_t i = 0; i < 512; ++i) {
-          ASSERT_EQ(got.indices(0, t, i), rows.indices(0, first + t, i));
-          ASSERT_EQ(bits_of(got.scores(0, t, i)), bits_of(rows.scores(0, first + t, i)));
-        }
-    }
-}
-
-/// Inputs whose score of key s is value[s] / 256: a digit a head, so that products are whole numbers below 16 and float adds them up.  (A
-/// sum of FP8 products keeps some 14 bits, fewer than these values have.)
-template <class Element>
-IndexerInputs<Element> inputs_with_scores(const std::vector<std::int32_t>& value, std::int64_t queries, std::int64_t heads,
-                                          std::int64_t head_dim) {
-  IndexerInputs<Element> in({1, queries, static_cast<std::int64_t>(value.size()), heads, head_dim});
-  constexpr float        digit_weight[] = {256.0f, 16.0f, 1.0f, 0.0625f, 0.00390625f};
-  for (std::int64_t t = 0; t < queries; ++t)
-    for (int d = 0; d < 5; ++d) {
-      const std::int64_t head = (t + 7 * d) % heads;
-      in.weights(0, t, head)  = digit_weight[d];
-      in.query(0, t, head, d) = Element(1.0f);
-    }
-  for (std::size_t s = 0; s < value.size(); ++s)
-    for (int d = 0; d < 5; ++d) in.key(0, s, d) = Element(static_cast<float>((value[s] >> (16 - 4 * d)) & 15));
-  return in;
-}
-
-/// What such inputs' scores are, without the sums over heads and components.
-Rows expected_of(const std::vector<std::int32_t>& value, std::int64_t queries, std::int64_t top_k, TopkOrder order = TopkOrder::by_score) {
-  Rows rows(1, queries, top_k);
-  for (std::int64_t t = 0; t < queries; ++t) {
-    std::vector<ScoredIndex> entries;
-    for (std::size_t s = 0; s < value.size(); ++s)
-      entries.push_back({static_cast<float>(value[s]) * 0.00390625f, static_cast<std::int32_t>(s)});
-    expect_row(rows, 0, t, entries, order);
-  }
-  return rows;
 }
 
 std::vector<std::int32_t> visiting_order(std::int32_t tiles) {
@@ -334,45 +185,6 @@ void orders_that_fill_the_buffers(std::int64_t heads, std::int64_t head_dim) {
 TEST_F(IndexerHopper, OrdersThatFillTheBuffersBfloat16) { orders_that_fill_the_buffers<bfloat16_t>(64, 128); }
 TEST_F(IndexerHopper, OrdersThatFillTheBuffersFloat8) { orders_that_fill_the_buffers<float8_e4m3_t>(64, 128); }
 TEST_F(IndexerHopper, OrdersThatFillTheBuffers32Heads) { orders_that_fill_the_buffers<bfloat16_t>(32, 64); }
-
-/// Crowded bins: more candidates than the list of a row holds, or scores whose bins the sample does not foresee.
-TEST_F(IndexerHopper, CrowdedScoresOfFewQueries) {
-  SCOPED_TRACE(seed_text());
-  Random             random(26);
-  const std::int32_t keys = 60000;
-  using Values            = std::vector<std::int32_t>;
-  Values equal(keys, 77), two(keys), sixteen(keys), ascending(keys), late(keys), outliers(keys, 5);
-  for (std::int32_t s = 0; s < keys; ++s) {
-    two[s]       = s % 40 == 0 ? 900 : 800;
-    sixteen[s]   = random.integer<std::int32_t>(0, 15) * 16;
-    ascending[s] = s;
-    late[s]      = s < keys - 3000 ? s % 50 : 1000 + s % 3000;
-  }
-  for (int i = 0; i < 300; ++i) outliers[random.integer<std::size_t>(0, keys - 1)] = random.integer<std::int32_t>(0, 1 << 19);
-  int number = 0;
-  for (const Values* const values : {&equal, &two, &sixteen, &ascending, &late, &outliers}) {
-    SCOPED_TRACE("values " + std::to_string(number++));
-    for (const std::int64_t queries : {1, 3, 8, 9}) {
-      const auto in = inputs_with_scores<bfloat16_t>(*values, queries, 64, 64);
-      for (const TopkOrder order : {TopkOrder::by_score, TopkOrder::by_index}) {
-        const IndexerCall<bfloat16_t> call(level, in, {}, {.order = order});
-        for (const std::int64_t k : {1, 512, 2048})
-          EXPECT_TRUE(same_rows(call.topk(k), expected_of(*values, queries, k, order))) << queries << " queries, k " << k;
-      }
-    }
-  }
-}
-
-/// Parts, sums and lists are worked on by teams in an order that changes from run to run.
-TEST_F(IndexerHopper, RunsOfFewQueriesGiveTheSameBits) {
-  SCOPED_TRACE(seed_text());
-  Random random(27);
-  for (const std::int64_t queries : {1, 4, 7, 16}) {
-    const IndexerCall<half_t> call(level, normal_inputs<half_t>(random, {1, queries, 50000, 64, 128}));
-    const Rows                rows = call.topk(1000);
-    for (int i = 0; i < 5; ++i) EXPECT_TRUE(same_rows(call.topk(1000), rows)) << queries << " queries";
-  }
-}
 
 TEST_F(IndexerHopper, NanAndInfinity) {
   SCOPED_TRACE(seed_text());
@@ -455,6 +267,7 @@ TEST_F(IndexerHopper, ScoresAreCloseToTheFormula) {
 TEST_F(IndexerHopper, Float8ScoresAreCloseToTheFormula) {
   SCOPED_TRACE(seed_text());
   Random random(9);
+  double worst = 0;
   for (const auto& [heads, head_dim] : dimensions) {
     const IndexerShape shape{1, 9, 300, heads, head_dim};
     const auto         in     = normal_inputs<float8_e4m3_t>(random, shape);
@@ -468,37 +281,44 @@ TEST_F(IndexerHopper, Float8ScoresAreCloseToTheFormula) {
             dot += std::abs(static_cast<double>(static_cast<float>(in.query(0, t, h, d))) * static_cast<float>(in.key(0, s, d)));
           magnitude += std::abs(in.weights(0, t, h)) * in.query_scale(0, t, h) * in.key_scale(0, s) * dot;
         }
-        ASSERT_NEAR(scores(0, t, s), indexer_formula(in, 0, t, s), magnitude * 0x1p-10) << "query " << t << ", key " << s;
+        worst = std::max(worst, std::abs(scores(0, t, s) - indexer_formula(in, 0, t, s)) / magnitude);
       }
   }
+  EXPECT_LE(worst, 0x1p-10);
 }
 
-TEST_F(IndexerHopper, NeitherSplitsNorBatchesChangeABit) {
+template <class Element>
+void neither_splits_nor_batches_change_a_bit() {
   SCOPED_TRACE(seed_text());
   Random     random(10);
-  const auto in     = normal_inputs<bfloat16_t>(random, {2, 37, 3000, 64, 128});
+  const auto in     = normal_inputs<Element>(random, {2, 37, 3000, 64, 128});
   const Mask mask   = {.ratio = 1, .query_offset = 2900};
-  const Rows rows   = IndexerCall<bfloat16_t>(level, in, mask, {.key_splits = 1}).topk(200);
-  const auto scores = IndexerCall<bfloat16_t>(level, in, mask).score(3000);
+  const Rows rows   = IndexerCall<Element>(level, in, mask, {.key_splits = 1}).topk(200);
+  const auto scores = IndexerCall<Element>(level, in, mask).score(3000);
   EXPECT_TRUE(same_rows(rows, expected_indexer_topk(scores, mask, 3000, 200)));
   for (const std::int64_t splits : {0, 2, 7, 40})
-    EXPECT_TRUE(same_rows(IndexerCall<bfloat16_t>(level, in, mask, {.key_splits = splits}).topk(200), rows)) << splits << " splits";
-  for (int i = 0; i < 3; ++i) EXPECT_TRUE(same_rows(IndexerCall<bfloat16_t>(level, in, mask, {.key_splits = 1}).topk(200), rows));
+    EXPECT_TRUE(same_rows(IndexerCall<Element>(level, in, mask, {.key_splits = splits}).topk(200), rows)) << splits << " splits";
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(same_rows(IndexerCall<Element>(level, in, mask, {.key_splits = 1}).topk(200), rows));
   for (const std::int64_t t : {0, 8, 36}) {
-    IndexerInputs<bfloat16_t> one({1, 1, 3000, 64, 128});
+    IndexerInputs<Element> one({1, 1, 3000, 64, 128});
     for (std::int64_t h = 0; h < 64; ++h) {
       one.weights(0, 0, h) = in.weights(1, t, h);
+      if constexpr (one.scaled) one.query_scale(0, 0, h) = in.query_scale(1, t, h);
       for (std::int64_t d = 0; d < 128; ++d) one.query(0, 0, h, d) = in.query(1, t, h, d);
     }
-    for (std::int64_t s = 0; s < 3000; ++s)
+    for (std::int64_t s = 0; s < 3000; ++s) {
+      if constexpr (one.scaled) one.key_scale(0, s) = in.key_scale(1, s);
       for (std::int64_t d = 0; d < 128; ++d) one.key(0, s, d) = in.key(1, s, d);
-    const Rows alone = IndexerCall<bfloat16_t>(level, one, {.ratio = 1, .query_offset = static_cast<std::int32_t>(2900 + t)}).topk(200);
+    }
+    const Rows alone = IndexerCall<Element>(level, one, {.ratio = 1, .query_offset = static_cast<std::int32_t>(2900 + t)}).topk(200);
     for (std::int64_t i = 0; i < 200; ++i) {
       ASSERT_EQ(rows.indices(1, t, i), alone.indices(0, 0, i));
       ASSERT_EQ(bits_of(rows.scores(1, t, i)), bits_of(alone.scores(0, 0, i)));
     }
   }
 }
+TEST_F(IndexerHopper, NeitherSplitsNorBatchesChangeABitOfBfloat16) { neither_splits_nor_batches_change_a_bit<bfloat16_t>(); }
+TEST_F(IndexerHopper, NeitherSplitsNorBatchesChangeABitOfFloat8) { neither_splits_nor_batches_change_a_bit<float8_e4m3_t>(); }
 
 TEST_F(IndexerHopper, StridedViews) {
   SCOPED_TRACE(seed_text());
@@ -582,40 +402,6 @@ TEST_F(IndexerHopper, WithAWorkspaceOnlyTheCallersInstanceIsUsed) {
   }
 }
 
-/// Key t gets the score t: a head for each of its digits to the base 256.
-struct NumberedKeys {
-  Kokkos::View<bfloat16_t****, Kokkos::LayoutRight, Memory> query;
-  Kokkos::View<bfloat16_t***, Kokkos::LayoutRight, Memory>  key;
-  Kokkos::View<float***, Kokkos::LayoutRight, Memory>       weights;
-
-  KOKKOS_FUNCTION void operator()(std::int64_t i) const {
-    const auto         keys = static_cast<std::int64_t>(key.extent(1));
-    const std::int64_t b = i / keys, t = i % keys;
-    for (int digit = 0; digit < 3; ++digit) {
-      key(b, t, digit) = bfloat16_t(static_cast<float>(t >> (8 * digit) & 255));
-      if (t > 0) continue;
-      query(b, 0, digit, digit) = bfloat16_t(1.0f);
-      weights(b, 0, digit)      = static_cast<float>(1 << (8 * digit));
-    }
-  }
-};
-
-TEST_F(IndexerHopper, FewQueriesOverAsManyKeysAsTwoTeamsTake) {
-  // 132 processors: two teams a query, 130048 keys are what they take at most; one tile more is the fused kernel's.
-  constexpr std::int64_t batch = 64, heads = 32, head_dim = 64, top_k = 100;
-  for (const std::int64_t keys : {130048, 130048 - 64, 130048 + 64}) {
-    const Kokkos::View<bfloat16_t****, Kokkos::LayoutRight, Memory>  query("query", batch, 1, heads, head_dim);
-    const Kokkos::View<bfloat16_t***, Kokkos::LayoutRight, Memory>   key("key", batch, keys, head_dim);
-    const Kokkos::View<float***, Kokkos::LayoutRight, Memory>        weights("weights", batch, 1, heads);
-    const Kokkos::View<std::int32_t***, Kokkos::LayoutRight, Memory> indices("indices", batch, 1, top_k);
-    Kokkos::parallel_for(Kokkos::RangePolicy<Space>(0, batch * keys), NumberedKeys{query, key, weights});
-    Tributary::indexer_topk(Space{}, query, key, weights, indices, std::nullopt, {.level = level});
-    const auto got = Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, indices);
-    for (std::int64_t b = 0; b < batch; ++b)
-      for (std::int64_t i = 0; i < top_k; ++i) ASSERT_EQ(got(b, 0, i), keys - 1 - i) << keys << " keys, batch entry " << b;
-  }
-}
-
 TEST_F(IndexerHopper, TheWorkspaceIsBoundedWhateverTheQueriesAndKeys) {
   // extents alone matter: Views of no memory
   const auto bytes = [](std::int64_t queries, std::int64_t keys, std::int64_t top_k) {
@@ -635,28 +421,6 @@ TEST_F(IndexerHopper, TheWorkspaceIsBoundedWhateverTheQueriesAndKeys) {
   EXPECT_LT(bytes(1048576, 262144, 512), 64'000'000u);
   EXPECT_LT(bytes(1048576, 262144, 1024), 64'000'000u);
   EXPECT_LT(bytes(1048576, 262144, 2048), 90'000'000u);
-}
-
-/// Columns of stored scores that no legal key has are not written, and must not be read.
-TEST_F(IndexerHopper, WhatTheWorkspaceHeldDoesNotMatter) {
-  SCOPED_TRACE(seed_text());
-  Random                      random(22);
-  const Space                 exec;
-  const IndexerShape          shape{1, 6, 20000, 64, 64};
-  const auto                  in = integer_inputs<bfloat16_t>(random, shape);
-  const View<std::int32_t, 3> indices("indices", 1, 6, 300);
-  const View<float, 3>        scores("scores", 1, 6, 300);
-  for (int i = 0; i < 4; ++i) {
-    const Mask                    mask = random_mask(random, shape);
-    const IndexerCall<bfloat16_t> call(level, in, mask);
-    const View<std::byte, 1>      workspace(
-             "workspace", Tributary::indexer_topk_workspace_size(exec, call.query, call.key, call.weights, indices, scores, call.options));
-    Kokkos::deep_copy(workspace, std::byte{0x7e});  // as float 8.5e37
-    Tributary::indexer_topk(exec, call.query, call.key, call.weights, indices, scores, call.options, workspace);
-    const auto expected = expected_indexer_topk(expected_scores(in, mask, shape.keys), mask, shape.keys, 300);
-    EXPECT_EQ(from_space<3>(indices).values, expected.indices.values);
-    EXPECT_EQ(from_space<3>(scores).values, expected.scores.values);
-  }
 }
 
 void expect_replays_read_the_inputs(std::int64_t splits, std::int64_t queries) {
