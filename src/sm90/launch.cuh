@@ -1,5 +1,6 @@
 #pragma once
 #include <Kokkos_Core.hpp>
+#include <mutex>
 
 // How a kernel of this level starts: a functor over a TeamPolicy on the caller's instance, with more than 48 KiB of team scratch.
 
@@ -30,12 +31,19 @@ __device__ inline unsigned char* aligned_scratch(const Member& team, int bytes) 
 __device__ inline void exit_thread() { asm volatile("exit;"); }
 
 #if KOKKOS_VERSION < 50000
+/// Held while Kokkos' limit, one for all threads, is another one.
+inline std::mutex& scratch_limit_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+
 /// Kokkos 4 limits team scratch to the 48 KiB that need no opting in (kokkos issue 4093).  This opts one kernel in, and while it lives
 /// Kokkos sees the larger limit.
 template <class Functor, class TeamPolicy>
 class LargeScratch {
  public:
-  LargeScratch() : properties_(Kokkos::Impl::CudaInternal::m_deviceProp), before_(properties_.sharedMemPerBlock) {
+  LargeScratch()
+      : lock_(scratch_limit_mutex()), properties_(Kokkos::Impl::CudaInternal::m_deviceProp), before_(properties_.sharedMemPerBlock) {
     using Closure             = Kokkos::Impl::ParallelFor<Functor, TeamPolicy, Kokkos::Cuda>;
     const auto         kernel = Kokkos::Impl::CudaParallelLaunch<Closure, typename TeamPolicy::launch_bounds>::get_kernel_func();
     cudaFuncAttributes attributes;
@@ -49,8 +57,9 @@ class LargeScratch {
   LargeScratch& operator=(const LargeScratch&) = delete;
 
  private:
-  cudaDeviceProp& properties_;
-  const size_t    before_;
+  std::lock_guard<std::mutex> lock_;
+  cudaDeviceProp&             properties_;
+  const size_t                before_;
 };
 #else
 template <class Functor, class TeamPolicy>

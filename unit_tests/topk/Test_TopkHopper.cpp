@@ -1,3 +1,5 @@
+#include <thread>
+
 #include "CapturedGraph.hpp"
 #include "KokkosEvents.hpp"
 #include "topk/TopkCase.hpp"
@@ -330,7 +332,8 @@ TEST_F(TopkHopper, RepeatsItselfToTheBit) {
     for (const std::int64_t splits : {37, 1}) ASSERT_TRUE(same_rows(topk_of(level, values, 700, {.key_splits = splits}), first));
 }
 
-TEST_F(TopkHopper, TwoInstancesAtTheSameTime) {
+void two_instances_at_the_same_time(bool by_two_threads) {
+  SCOPED_TRACE(by_two_threads ? "by two threads" : "by one thread");
   SCOPED_TRACE(seed_text());
   Random     random(8);
   const auto instances = Kokkos::Experimental::partition_space(Space{}, std::vector<int>{1, 1});
@@ -352,15 +355,30 @@ TEST_F(TopkHopper, TwoInstancesAtTheSameTime) {
         View<std::byte, 1>("workspace", Tributary::topk_workspace_size(instances[c], call.in, call.indices, call.scores, {.level = level}));
   }
   Kokkos::fence();
-  for (int i = 0; i < 20; ++i)
+  const auto run = [&](std::size_t c) {
+    Tributary::topk(instances[c], calls[c].in, calls[c].indices, calls[c].scores, {.level = level}, calls[c].workspace);
+  };
+  if (by_two_threads) {
+    std::vector<std::thread> threads;
     for (std::size_t c = 0; c < 2; ++c)
-      Tributary::topk(instances[c], calls[c].in, calls[c].indices, calls[c].scores, {.level = level}, calls[c].workspace);
+      threads.emplace_back([&run, c] {
+        for (int i = 0; i < 300; ++i) run(c);
+      });
+    for (std::thread& thread : threads) thread.join();
+  } else {
+    for (int i = 0; i < 20; ++i)
+      for (std::size_t c = 0; c < 2; ++c) run(c);
+  }
   Kokkos::fence();
   for (const Call& call : calls) {
     const Rows expected = expected_topk(call.values, 300);
     EXPECT_TRUE(same_bits(from_space<3>(call.indices), expected.indices));
     EXPECT_TRUE(same_bits(from_space<3>(call.scores), expected.scores));
   }
+}
+
+TEST_F(TopkHopper, TwoInstancesAtTheSameTime) {
+  for (const bool by_two_threads : {false, true}) two_instances_at_the_same_time(by_two_threads);
 }
 
 TEST_F(TopkHopper, ACapturedCallFollowsItsInputs) {
