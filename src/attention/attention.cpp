@@ -18,14 +18,6 @@ constexpr std::int64_t int32_max = std::numeric_limits<std::int32_t>::max();
 // What stands for an array that is given, has no element, and so no address; never read.
 constexpr std::uint8_t no_element = 0;
 
-std::string text(std::initializer_list<std::int64_t> extents) { return extents_text(extents.begin(), static_cast<int>(extents.size())); }
-
-template <class T, int Rank>
-void require_extents(std::string_view function, std::string_view name, const Tensor<T, Rank>& given, const std::int64_t (&expected)[Rank]) {
-  require(std::equal(given.extents, given.extents + Rank, expected), "{}: {} is {}, expected {}", function, name, extents_text(given),
-          extents_text(expected, Rank));
-}
-
 // [B|1, Hq|1, Sq|1, columns]
 template <class T>
 void require_broadcast_extents(std::string_view function, std::string_view name, const Tensor<T, 4>& given, const std::int64_t (&full)[3],
@@ -33,7 +25,7 @@ void require_broadcast_extents(std::string_view function, std::string_view name,
   bool fits = given.extents[3] == columns;
   for (int d = 0; d < 3; ++d) fits = fits && (given.extents[d] == full[d] || given.extents[d] == 1);
   require(fits, "{}: {} is {}, expected {} or 1 in place of any but the last", function, name, extents_text(given),
-          text({full[0], full[1], full[2], columns}));
+          extents_text({full[0], full[1], full[2], columns}));
 }
 
 template <class T, int Rank>
@@ -106,14 +98,15 @@ void check_biases(std::string_view f, const AttentionArguments& in, std::int64_t
           options.softcap);
   if (options.alibi_slopes.given())
     require(in.alibi_slopes.extents[1] == heads && (in.alibi_slopes.extents[0] == 1 || in.alibi_slopes.extents[0] == sequences),
-            "{}: alibi_slopes is {}, expected {} or {}", f, extents_text(in.alibi_slopes), text({heads}), text({sequences, heads}));
+            "{}: alibi_slopes is {}, expected {} or {}", f, extents_text(in.alibi_slopes), extents_text({heads}),
+            extents_text({sequences, heads}));
   if (options.sink.given()) require_extents(f, "sink", in.sink, {heads});
   if (!options.relative_bias.table.given()) return;
 
   const std::int64_t buckets       = in.relative_bias.extents[0];
   const bool         bidirectional = options.relative_bias.bidirectional;
   require(in.relative_bias.extents[1] == heads, "{}: relative_bias.table is {}, expected {}", f, extents_text(in.relative_bias),
-          text({buckets, heads}));
+          extents_text({buckets, heads}));
   require(buckets >= 2 && buckets <= most_relative_buckets, "{}: relative_bias.table has {} buckets, expected 2 ... {}", f, buckets,
           most_relative_buckets);
   require(!bidirectional || buckets % 2 == 0, "{}: relative_bias.table has {} buckets, expected an even number for a bidirectional bias", f,
@@ -151,7 +144,7 @@ void check_rotary(std::string_view f, const AttentionArguments& in) {
 
   const auto require_positions = [&](bool given, std::string_view name, const Tensor<const std::int32_t, 2>& positions, std::int64_t rows) {
     require(!given || (positions.extents[1] == rows && (positions.extents[0] == 1 || positions.extents[0] == batch)),
-            "{}: {} is {}, expected {} or {}", f, name, extents_text(positions), text({rows}), text({batch, rows}));
+            "{}: {} is {}, expected {} or {}", f, name, extents_text(positions), extents_text({rows}), extents_text({batch, rows}));
   };
   require_positions(rotary.query_positions.given(), "rotary.query_positions", in.query_positions, queries);
   require_positions(rotary.key_positions.given(), "rotary.key_positions", in.key_positions, in.key.extents[1]);

@@ -1,5 +1,7 @@
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 
@@ -21,6 +23,17 @@ std::string extents_text(const std::int64_t* extents, int rank);
 template <class T, int Rank>
 std::string extents_text(const Tensor<T, Rank>& tensor) {
   return extents_text(tensor.extents, Rank);
+}
+
+inline std::string extents_text(std::initializer_list<std::int64_t> extents) {
+  return extents_text(extents.begin(), static_cast<int>(extents.size()));
+}
+
+/// Texts are made only where the extents differ.
+template <class T, int Rank>
+void require_extents(std::string_view function, std::string_view name, const Tensor<T, Rank>& given, const std::int64_t (&expected)[Rank]) {
+  if (std::equal(given.extents, given.extents + Rank, expected)) return;
+  require(false, "{}: {} is {}, expected {}", function, name, extents_text(given), extents_text(expected, Rank));
 }
 
 /// An output element must have a place of its own: the strides, from the smallest up, must step over what the smaller ones span.

@@ -7,18 +7,6 @@
 
 namespace Tributary::Impl {
 
-namespace {
-
-void require_extents(std::string_view function, std::string_view name, const std::string& given, const std::string& expected) {
-  require(given == expected, "{}: {} is {}, expected {}", function, name, given, expected);
-}
-
-std::string extents(std::initializer_list<std::int64_t> expected) {
-  return extents_text(expected.begin(), static_cast<int>(expected.size()));
-}
-
-}  // namespace
-
 IndexerProblem check_indexer(std::string_view function, const IndexerArguments& in, const IndexerOptions& options,
                              std::initializer_list<std::pair<std::string_view, ByteSpan>> outputs) {
   const auto [batch, queries, heads, head_dim] = in.query.extents;
@@ -27,7 +15,7 @@ IndexerProblem check_indexer(std::string_view function, const IndexerArguments& 
 
   require(in.key.extents[2] == head_dim, "{}: key has {} columns, query has head dimension {}", function, in.key.extents[2], head_dim);
   require(in.key.extents[0] == batch, "{}: key has batch {}, query has batch {}", function, in.key.extents[0], batch);
-  require_extents(function, "weights", extents_text(in.weights), extents({batch, queries, heads}));
+  require_extents(function, "weights", in.weights, {batch, queries, heads});
   require(heads >= 1 && heads <= 65536, "{}: query has {} heads, expected 1 ... 65536", function, heads);
   require(head_dim >= 1 && head_dim <= 65536, "{}: the head dimension is {}, expected 1 ... 65536", function, head_dim);
   require(keys <= int32_max, "{}: there are {} keys, more than an int32 index can name", function, keys);
@@ -36,8 +24,8 @@ IndexerProblem check_indexer(std::string_view function, const IndexerArguments& 
   require(!scaled || (in.has_query_scale && in.has_key_scale), "{}: float8_e4m3 inputs need query_scale and key_scale", function);
   require(scaled || (!in.has_query_scale && !in.has_key_scale), "{}: query_scale and key_scale go with float8_e4m3 inputs only", function);
   if (scaled) {
-    require_extents(function, "query_scale", extents_text(in.query_scale), extents({batch, queries, heads}));
-    require_extents(function, "key_scale", extents_text(in.key_scale), extents({batch, keys}));
+    require_extents(function, "query_scale", in.query_scale, {batch, queries, heads});
+    require_extents(function, "key_scale", in.key_scale, {batch, keys});
   }
 
   require(in.has_cu_seqlens_q == in.has_cu_seqlens_k, "{}: packed sequences need both cu_seqlens_q and cu_seqlens_k", function);
@@ -47,8 +35,8 @@ IndexerProblem check_indexer(std::string_view function, const IndexerArguments& 
   require(!packed || in.cu_seqlens_q.extents[0] == in.cu_seqlens_k.extents[0], "{}: cu_seqlens_q has {} entries, cu_seqlens_k has {}",
           function, in.cu_seqlens_q.extents[0], in.cu_seqlens_k.extents[0]);
   const std::int64_t sequences = packed ? in.cu_seqlens_q.extents[0] - 1 : batch;
-  if (in.has_query_offsets) require_extents(function, "query_offsets", extents_text(in.query_offsets), extents({sequences}));
-  if (in.has_range) require_extents(function, "range", extents_text(in.range), extents({batch, queries, 2}));
+  if (in.has_query_offsets) require_extents(function, "query_offsets", in.query_offsets, {sequences});
+  if (in.has_range) require_extents(function, "range", in.range, {batch, queries, 2});
 
   require(options.chunk_queries >= 0 && options.chunk_queries <= (1 << 16), "{}: chunk_queries is {}, expected 0 ... 2^16", function,
           options.chunk_queries);
@@ -96,7 +84,7 @@ IndexerProblem check_indexer(std::string_view function, const IndexerArguments& 
 IndexerProblem check_indexer_score(const IndexerScoreArguments& arguments, const IndexerOptions& options) {
   const auto problem = check_indexer("indexer_score", arguments.inputs, options, {{"scores", byte_span(arguments.scores, sizeof(float))}});
   const std::int64_t columns = arguments.inputs.has_cu_seqlens_k ? arguments.scores.extents[2] : problem.keys;
-  require_extents("indexer_score", "scores", extents_text(arguments.scores), extents({problem.batch, problem.queries, columns}));
+  require_extents("indexer_score", "scores", arguments.scores, {problem.batch, problem.queries, columns});
   require_distinct_elements("indexer_score", "scores", arguments.scores);
   return problem;
 }
@@ -106,7 +94,7 @@ std::pair<IndexerProblem, TopkOutput> check_indexer_topk(const IndexerTopkArgume
       "indexer_topk", arguments.inputs, options,
       {{"indices", byte_span(arguments.indices, sizeof(std::int32_t))}, {"scores", byte_span(arguments.scores, sizeof(float))}});
   const auto output = check_topk_output("indexer_topk", arguments.indices, arguments.has_scores, arguments.scores, options.order);
-  require_extents("indexer_topk", "indices", extents_text(arguments.indices), extents({problem.batch, problem.queries, output.top_k}));
+  require_extents("indexer_topk", "indices", arguments.indices, {problem.batch, problem.queries, output.top_k});
   return {problem, output};
 }
 

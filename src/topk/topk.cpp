@@ -30,9 +30,7 @@ TopkOutput check_topk(const TopkArguments& arguments, const TopkOptions& options
           extents_text(indices), extents_text(values));
   require(values.extents[2] <= std::numeric_limits<std::int32_t>::max(), "topk: values has {} columns, more than an int32 index can name",
           values.extents[2]);
-  require(!has_range || (range.extents[0] == values.extents[0] && range.extents[1] == values.extents[1] && range.extents[2] == 2),
-          "topk: range is {}, expected {}", extents_text(range),
-          extents_text(std::data({values.extents[0], values.extents[1], std::int64_t{2}}), 3));
+  if (has_range) require_extents("topk", "range", range, {values.extents[0], values.extents[1], 2});
   require(options.chunk_keys >= 0 && options.chunk_keys <= (1 << 24), "topk: chunk_keys is {}, expected 0 ... 2^24", options.chunk_keys);
   require(options.key_splits >= 0 && options.key_splits <= 65536, "topk: key_splits is {}, expected 0 ... 65536", options.key_splits);
   const auto inputs = {std::pair{"values", byte_span(values, element_size(type))},
