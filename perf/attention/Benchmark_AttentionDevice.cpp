@@ -10,7 +10,7 @@
 #include "common/device.hpp"
 #include "common/gemm.hpp"
 
-// attention_forward and attention_backward on a CUDA device, 16384 tokens in heads of 2048 numbers together, with their workspace given;
+// attention_forward and attention_backward on a CUDA device, 16384 tokens of up to 2048 numbers in all heads, with their workspace given;
 // forward also heads of 512 that share one key head.  any_order: gradients of queries are added up in the order of events (deterministic =
 // false).  Gradients of biases, besides: of slopes and a table of 32 buckets, of a mask that is the same for all heads and queries, or
 // heads. Sampled rows are compared with the reference before anything is timed.  Time: a call in short trains after a rest, and
@@ -54,19 +54,20 @@ void add_e4m3(const Exec& exec, const std::string& space, const AttentionShape& 
                        [=](benchmark::State& state) { return run(state, exec, shape, E4m3ForwardCall<Exec>(shape, Level::hopper)); });
 }
 
+void add_backward(const Exec& exec, const std::string& space, const AttentionShape& shape, bool deterministic, Level level) {
+  const std::string order(deterministic ? "" : "_any_order");
+  add_device_benchmark({"attention_backward", space, "bfloat16", shape.name() + order, name_of(level)}, [=](benchmark::State& state) {
+    BackwardCall<bfloat16_t, Exec> backward(shape, level);
+    backward.forward.options.deterministic = deterministic;
+    backward.forward.run(exec);
+    return run(state, exec, shape, backward);
+  });
+}
+
 void add_cases(const Exec& exec, const std::string& space, const AttentionShape& shape, Level level) {
-  using Element = bfloat16_t;
   add_forward(exec, space, shape, level);
-  for (const bool deterministic : {true, false}) {
-    if (!deterministic && level != Level::hopper) continue;
-    const std::string order(deterministic ? "" : "_any_order");
-    add_device_benchmark({"attention_backward", space, "bfloat16", shape.name() + order, name_of(level)}, [=](benchmark::State& state) {
-      BackwardCall<Element, Exec> backward(shape, level);
-      backward.forward.options.deterministic = deterministic;
-      backward.forward.run(exec);
-      return run(state, exec, shape, backward);
-    });
-  }
+  add_backward(exec, space, shape, true, level);
+  if (level == Level::hopper) add_backward(exec, space, shape, false, level);
 }
 
 void add_biased(const Exec& exec, const std::string& space, const AttentionShape& shape, Biases biases, Level level) {
@@ -86,6 +87,11 @@ void add_attention_device_benchmarks(const Exec& exec, const std::string& space)
   };
   for (const std::int64_t head_dim : {64, 128, 256})
     for (const bool causal : {false, true}) add_cases(exec, space, shape(head_dim, causal), Level::hopper);
+  // Head dimensions that run as the next larger tile's do, 192 backward only.
+  for (const std::int64_t head_dim : {32, 96, 192}) {
+    add_forward(exec, space, shape(head_dim, true), Level::hopper);
+    add_backward(exec, space, shape(head_dim, true), true, Level::hopper);
+  }
   for (const std::int64_t head_dim : {64, 128})
     for (const bool causal : {false, true}) add_e4m3(exec, space, shape(head_dim, causal));
   for (const bool causal : {false, true}) add_cases(exec, space, shape(128, causal), Level::portable);
