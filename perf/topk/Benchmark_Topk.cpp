@@ -1,5 +1,9 @@
+#include <Tributary_Reference.hpp>
 #include <Tributary_Topk.hpp>
+#include <algorithm>
 #include <cstdint>
+#include <set>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -9,8 +13,8 @@
 #include "common/machine.hpp"
 #include "common/random.hpp"
 
-// topk.  Counters: GB/s of values and results, each once; of_copy, that rate as a fraction of the machine's own copy, which is copy GB/s;
-// input and input_of_copy, the same of the values alone.
+// topk.  Sampled rows are compared with the reference before anything is timed.  Counters: GB/s of values and results, each once; of_copy,
+// that rate as a fraction of the machine's own copy, which is copy GB/s; input and input_of_copy, the same of the values alone.
 
 namespace Tributary::Benchmark {
 
@@ -49,6 +53,25 @@ struct Data {
         indices(output<std::int32_t**, Exec>("indices", shape.rows, shape.top_k)),
         scores(output<float**, Exec>("scores", shape.rows, shape.top_k)) {}
 
+  /// Whether the first row, the last and one between are the reference's: topk leaves nothing to rounding.
+  bool is_right() const {
+    const auto rows = static_cast<std::int64_t>(values.extent(0));
+    return std::ranges::all_of(std::set<std::int64_t>{0, rows / 3, rows - 1}, [&](std::int64_t r) {
+      const auto row = [&](const auto& array) {
+        return Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace{}, Kokkos::subview(array, std::pair(r, r + 1), Kokkos::ALL));
+      };
+      const auto row_indices = row(indices);
+      const auto row_scores  = row(scores);
+      const auto k           = row_indices.size();
+
+      const Array<std::int32_t**, Kokkos::HostSpace> expected_indices("expected indices", 1, k);
+      const Array<float**, Kokkos::HostSpace>        expected_scores("expected scores", 1, k);
+      Reference::topk(row(values), expected_indices, expected_scores);
+      return std::equal(row_indices.data(), row_indices.data() + k, expected_indices.data()) &&
+             std::equal(row_scores.data(), row_scores.data() + k, expected_scores.data());
+    });
+  }
+
   void report(benchmark::State& state, const Exec& exec, double seconds) const {
     const double read = static_cast<double>(sizeof(Value) * values.size()), written = static_cast<double>(8 * indices.size());
     state.counters["GB/s"]          = 1e-9 * (read + written) / seconds;
@@ -66,6 +89,9 @@ constexpr Shape host_shapes[] = {{2048, 65536, 512}, {512, 262144, 1024}, {8192,
 template <class Exec>
 void run(benchmark::State& state, const Exec& exec, const Shape& shape, Order order) {
   const Data<float, Exec> data(shape, order, Kokkos::DefaultHostExecutionSpace{});
+  topk(exec, data.values, data.indices, data.scores);
+  exec.fence("Tributary benchmark: check");
+  if (!data.is_right()) return state.SkipWithError("wrong result: a row");
   data.report(state, exec, measure(state, exec, [&] { topk(exec, data.values, data.indices, data.scores); }));
 }
 
@@ -89,6 +115,7 @@ double run_on_device(benchmark::State& state, const Kokkos::Cuda& exec, const Sh
   const auto                                        call = [&] { topk(exec, data.values, data.indices, data.scores, options, workspace); };
   call();
   exec.fence("Tributary benchmark: warm");
+  if (!data.is_right()) throw std::runtime_error("wrong result: a row");
   const CallsOnDevice calls      = train(exec, call);
   const CallSeconds   seconds    = measure_by_turns({&calls})[0];
   state.counters["peak_bytes"]   = static_cast<double>(bytes);
