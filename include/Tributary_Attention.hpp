@@ -69,7 +69,7 @@ struct AttentionOptions {
   ArrayOption<std::uint8_t, 2> key_keep      = {};     ///< [B, Sk]; nonzero: the key takes part
   ArrayOption<std::uint8_t, 4> keep          = {};     ///< [B|1, Hq|1, Sq|1, Sk]; nonzero: the pair takes part
   ArrayOption<float, 4>        additive_mask = {};     ///< [B|1, Hq|1, Sq|1, Sk], added to the score; -infinity hides a pair
-  ArrayOption<float, 2>        alibi_slopes  = {};     ///< [Hq] or [B, Hq]: -slope * |i' - j| is added (arXiv:2108.12409)
+  ArrayOption<float, 2>        alibi_slopes  = {};     ///< [Hq], [B, Hq], packed [sequences, Hq]: adds -slope * |i' - j| (arXiv:2108.12409)
   RelativePositionBias         relative_bias = {};
   ArrayOption<float, 1>        sink          = {};  ///< [Hq]: exp(sink) joins the denominator only
   RotaryEmbedding              rotary        = {};

@@ -48,7 +48,9 @@ struct IndexerOptions {
   // the Hopper level has its own.
   std::int64_t chunk_queries = 0;  ///< queries that stay resident while keys stream past
   std::int64_t chunk_keys    = 0;  ///< keys streamed at a time
-  std::int64_t key_splits    = 0;  ///< parts of the keys worked on at the same time; indexer_topk merges what they find
+  /// Parts of the keys worked on at the same time; indexer_topk merges what they find.  At the Hopper level a number also selects the fused
+  /// kernel where 0 may take the one for few queries, which cuts the keys in its own way.
+  std::int64_t key_splits = 0;
 };
 
 namespace Impl {
