@@ -5,8 +5,10 @@ namespace Tributary {
 
 /// Who computes.  `automatic` takes the fastest level that supports the call; naming one forces it, and a call that the
 /// named level does not support throws.  With the environment variable TRIBUTARY_LOG=1 calls whose
-/// work is cut say on stderr what level and cut they took.
+/// work is cut say on stderr what level and cut they took, and why not the Hopper level where device and build have it.
 enum class Level {
+  /// The Hopper level where it supports the call, else the portable one, which may be hundreds of times slower: docs/architecture.md, "What
+  /// the Hopper level does not take", lists types, extents, alignments and strides.
   automatic,
   reference,  ///< host-serial loops with double accumulators: the definition.  Needs host-accessible memory; fences.
   portable,   ///< Kokkos::TeamPolicy kernels, any execution space

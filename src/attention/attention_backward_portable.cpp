@@ -3,11 +3,10 @@
 #include <utility>
 
 #include "attention/attention_gradient_tile.hpp"
-#include "common/check.hpp"
 #include "common/in_order.hpp"
+#include "common/level.hpp"
 #include "common/log.hpp"
 #include "sm90/attention/attention.hpp"
-#include "sm90/device.hpp"
 
 // On a host, one sweep: an item owns a block of keys and their gradients, and adds to the gradients of the queries that stream past; the
 // items that meet at a query add in the order of their keys (common/in_order.hpp).  On a device blocks cannot wait for each other, so the
@@ -867,12 +866,10 @@ struct BackwardCall {
 };
 
 template <class Exec>
-Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryProblem& rotary,
-               const AttentionBackwardArguments& arguments) {
-  const Level wanted    = arguments.inputs.options->level;
-  std::string no_hopper = no_sm90;
-  if constexpr (has_sm90<Exec>) no_hopper = SM90::no_attention_backward(exec, problem, rotary, arguments);
-  return choose_level("attention_backward", wanted, host_memory<Exec>, no_hopper);
+Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryProblem& rotary, const AttentionBackwardArguments& arguments,
+               LevelFor purpose) {
+  return choose_level("attention_backward", exec, arguments.inputs.options->level, purpose,
+                      [&] { return SM90::no_attention_backward(exec, problem, rotary, arguments); });
 }
 
 }  // namespace
@@ -880,7 +877,7 @@ Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryPr
 template <class Exec>
 std::size_t attention_backward_workspace_size(const Exec& exec, const AttentionBackwardArguments& arguments) {
   const auto [problem, rotary] = check_attention_backward(arguments);
-  const Level level            = level_of(exec, problem, rotary, arguments);
+  const Level level            = level_of(exec, problem, rotary, arguments, LevelFor::workspace_size);
   if (level == Level::reference) return 0;
   WorkspaceLayout layout;
   visit_element_type(problem.type, [&, &p = problem, &r = rotary]<class Element>(std::type_identity<Element>) {
@@ -892,7 +889,7 @@ std::size_t attention_backward_workspace_size(const Exec& exec, const AttentionB
 template <class Exec>
 void attention_backward(const Exec& exec, const AttentionBackwardArguments& arguments, const WorkspaceSpan& workspace) {
   const auto  checked = check_attention_backward(arguments);
-  const Level level   = level_of(exec, checked.first, checked.second, arguments);
+  const Level level   = level_of(exec, checked.first, checked.second, arguments, LevelFor::call);
   if (level == Level::reference) {
     exec.fence("Tributary::attention_backward: reference level");
     return reference_attention_backward(checked.first, checked.second, arguments);

@@ -1,8 +1,7 @@
 #include "attention/attention_plan.hpp"
-#include "common/check.hpp"
+#include "common/level.hpp"
 #include "common/log.hpp"
 #include "sm90/attention/attention.hpp"
-#include "sm90/device.hpp"
 
 namespace Tributary::Impl {
 namespace {
@@ -316,10 +315,10 @@ AttentionForwardOutput forward_output(const AttentionForwardArguments& a) {
 }
 
 template <class Exec>
-Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryProblem& rotary, const AttentionForwardArguments& arguments) {
-  std::string no_hopper = no_sm90;
-  if constexpr (has_sm90<Exec>) no_hopper = SM90::no_attention_forward(exec, problem, rotary, arguments);
-  return choose_level("attention_forward", arguments.inputs.options->level, host_memory<Exec>, no_hopper);
+Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryProblem& rotary, const AttentionForwardArguments& arguments,
+               LevelFor purpose) {
+  return choose_level("attention_forward", exec, arguments.inputs.options->level, purpose,
+                      [&] { return SM90::no_attention_forward(exec, problem, rotary, arguments); });
 }
 
 }  // namespace
@@ -327,7 +326,7 @@ Level level_of(const Exec& exec, const AttentionProblem& problem, const RotaryPr
 template <class Exec>
 std::size_t attention_forward_workspace_size(const Exec& exec, const AttentionForwardArguments& arguments) {
   const auto [problem, rotary] = check_attention_forward(arguments);
-  const Level level            = level_of(exec, problem, rotary, arguments);
+  const Level level            = level_of(exec, problem, rotary, arguments, LevelFor::workspace_size);
   if (level == Level::reference) return 0;
   WorkspaceLayout layout;
   visit_element_type(problem.type, [&, &p = problem, &r = rotary]<class Element>(std::type_identity<Element>) {
@@ -341,7 +340,7 @@ std::size_t attention_forward_workspace_size(const Exec& exec, const AttentionFo
 template <class Exec>
 void attention_forward(const Exec& exec, const AttentionForwardArguments& arguments, const WorkspaceSpan& workspace) {
   const auto  checked = check_attention_forward(arguments);
-  const Level level   = level_of(exec, checked.first, checked.second, arguments);
+  const Level level   = level_of(exec, checked.first, checked.second, arguments, LevelFor::call);
   if (level == Level::reference) {
     exec.fence("Tributary::attention_forward: reference level");
     return reference_attention_forward(checked.first, checked.second, arguments);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/log.hpp"
+
 namespace Tributary::Impl {
 
 std::string extents_text(const std::int64_t* extents, int rank) {
@@ -30,6 +32,11 @@ Level choose_level(std::string_view function, Level wanted, bool host_memory, st
   require(wanted != Level::reference || host_memory, "{}: the reference level needs an execution space on the host", function);
   if (wanted != Level::automatic) return wanted;
   return no_hopper.empty() ? Level::hopper : Level::portable;
+}
+
+void log_no_hopper(std::string_view function, Level wanted, std::string_view no_hopper) {
+  if (wanted != Level::automatic || no_hopper.empty() || !log_enabled()) return;
+  log(std::string(function).append(": no Hopper level for this call: ").append(no_hopper));
 }
 
 }  // namespace Tributary::Impl

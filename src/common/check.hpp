@@ -55,4 +55,7 @@ inline void require_disjoint(std::string_view function, std::string_view output_
 /// \param no_hopper  why the Hopper level cannot take this call; empty if it can
 Level choose_level(std::string_view function, Level wanted, bool host_memory, std::string_view no_hopper = "the operator has none");
 
+/// Says in the log why a call of Level::automatic goes without the Hopper level; nothing where it does not.
+void log_no_hopper(std::string_view function, Level wanted, std::string_view no_hopper);
+
 }  // namespace Tributary::Impl

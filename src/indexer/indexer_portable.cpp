@@ -1,8 +1,7 @@
-#include "common/check.hpp"
+#include "common/level.hpp"
 #include "common/log.hpp"
 #include "indexer/indexer.hpp"
 #include "indexer/indexer_tile.hpp"
-#include "sm90/device.hpp"
 #include "sm90/indexer/decode.hpp"
 #include "sm90/indexer/indexer.hpp"
 #include "topk/topk.hpp"
@@ -337,11 +336,9 @@ struct HopperCall {
 }
 
 template <class Exec>
-Level level_of(const Exec& exec, std::string_view function, const IndexerProblem& problem, std::int64_t top_k,
-               const IndexerOptions& options) {
-  std::string no_hopper = no_sm90;
-  if constexpr (has_sm90<Exec>) no_hopper = SM90::no_indexer(exec, problem, top_k);
-  return choose_level(function, options.level, host_memory<Exec>, no_hopper);
+Level level_of(std::string_view function, const Exec& exec, const IndexerProblem& problem, std::int64_t top_k,
+               const IndexerOptions& options, LevelFor purpose) {
+  return choose_level(function, exec, options.level, purpose, [&] { return SM90::no_indexer(exec, problem, top_k); });
 }
 
 }  // namespace
@@ -349,7 +346,7 @@ Level level_of(const Exec& exec, std::string_view function, const IndexerProblem
 template <class Exec>
 std::size_t indexer_score_workspace_size(const Exec& exec, const IndexerScoreArguments& arguments, const IndexerOptions& options) {
   const IndexerProblem problem = check_indexer_score(arguments, options);
-  const Level          level   = level_of(exec, "indexer_score", problem, 0, options);
+  const Level          level   = level_of("indexer_score", exec, problem, 0, options, LevelFor::workspace_size);
   WorkspaceLayout      layout;
   if (level == Level::portable) ScoreCall<Exec>(exec, problem, options, layout);
   if constexpr (has_sm90<Exec>)
@@ -361,7 +358,7 @@ template <class Exec>
 void indexer_score(const Exec& exec, const IndexerScoreArguments& arguments, const IndexerOptions& options,
                    const WorkspaceSpan& workspace) {
   const IndexerProblem problem = check_indexer_score(arguments, options);
-  const Level          level   = level_of(exec, "indexer_score", problem, 0, options);
+  const Level          level   = level_of("indexer_score", exec, problem, 0, options, LevelFor::call);
   if (level == Level::reference) {
     exec.fence("Tributary::indexer_score: reference level");
     return reference_indexer_score(problem, arguments.scores);
@@ -379,7 +376,7 @@ void indexer_score(const Exec& exec, const IndexerScoreArguments& arguments, con
 template <class Exec>
 std::size_t indexer_topk_workspace_size(const Exec& exec, const IndexerTopkArguments& arguments, const IndexerOptions& options) {
   const auto [problem, output] = check_indexer_topk(arguments, options);
-  const Level     level        = level_of(exec, "indexer_topk", problem, output.top_k, options);
+  const Level     level        = level_of("indexer_topk", exec, problem, output.top_k, options, LevelFor::workspace_size);
   WorkspaceLayout layout;
   if (level == Level::portable) TopkCall<Exec>(exec, problem, output, options, layout);
   if constexpr (has_sm90<Exec>)
@@ -397,7 +394,7 @@ void indexer_topk(const Exec& exec, const IndexerTopkArguments& arguments, const
   const auto  checked = check_indexer_topk(arguments, options);
   const auto& problem = checked.first;
   const auto& output  = checked.second;
-  const Level level   = level_of(exec, "indexer_topk", problem, output.top_k, options);
+  const Level level   = level_of("indexer_topk", exec, problem, output.top_k, options, LevelFor::call);
   if (level == Level::reference) {
     exec.fence("Tributary::indexer_topk: reference level");
     return reference_indexer_topk(problem, output);

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 
 #include "Tributary_Types.hpp"
 
@@ -22,19 +23,23 @@ struct TensorShape {
 template <int Rank>
 CUtensorMap tensor_map(ElementType type, const void* base, const TensorShape<Rank>& shape);
 
-/// Whether the copy engine, and stores of whole vectors, can take a tensor of these extents and strides, all but the fastest dimension's.
+/// Why the copy engine, or stores of whole vectors, cannot take a tensor of these extents and strides, all but the fastest dimension's;
+/// empty if they can.
 template <int Count>
-bool multiple_of_16_bytes(const void*  base, const std::int64_t (&extents)[Count], const std::int64_t (&strides)[Count],
-                          std::int64_t element_size) {
+std::string no_whole_vectors(const std::string& name, const void*               base, const std::int64_t (&extents)[Count],
+                             const std::int64_t (&strides)[Count], std::int64_t element_size) {
   // A View without elements may have strides of 0; nothing of it is touched.
   for (const std::int64_t extent : extents)
-    if (extent == 0) return true;
-  if (reinterpret_cast<std::uintptr_t>(base) % 16 != 0) return false;
+    if (extent == 0) return "";
+  bool multiples = reinterpret_cast<std::uintptr_t>(base) % 16 == 0;
   for (int d = 0; d < Count; ++d) {
+    if (extents[d] == 1) continue;
     const std::int64_t bytes = strides[d] * element_size;
-    if (extents[d] > 1 && (bytes <= 0 || bytes % 16 != 0 || bytes >= std::int64_t{1} << 40)) return false;
+    if (bytes == 0) return name + " has a stride of 0 over " + std::to_string(extents[d]) + " entries";
+    if (bytes < 0 || bytes >= std::int64_t{1} << 40) return name + " has a stride of 2^40 bytes or more";
+    multiples = multiples && bytes % 16 == 0;
   }
-  return true;
+  return multiples ? "" : name + "'s base or strides are no multiples of 16 bytes";
 }
 
 }  // namespace Tributary::Impl::SM90

@@ -1,7 +1,6 @@
 #include "Tributary_Topk.hpp"
-#include "common/check.hpp"
+#include "common/level.hpp"
 #include "common/log.hpp"
-#include "sm90/device.hpp"
 #include "sm90/topk/topk.hpp"
 #include "topk/topk.hpp"
 #include "topk/topk_reference.hpp"
@@ -100,10 +99,8 @@ PartialLists partial_lists(std::span<const TopkMergeArguments::List> lists) {
 }
 
 template <class Exec, class Arguments>
-Level level_of(std::string_view function, const Exec& exec, const Arguments& arguments, Level wanted) {
-  std::string no_hopper = no_sm90;
-  if constexpr (has_sm90<Exec>) no_hopper = SM90::no_topk(exec, arguments);
-  return choose_level(function, wanted, host_memory<Exec>, no_hopper);
+Level level_of(std::string_view function, const Exec& exec, const Arguments& arguments, Level wanted, LevelFor purpose) {
+  return choose_level(function, exec, wanted, purpose, [&] { return SM90::no_topk(exec, arguments); });
 }
 
 }  // namespace
@@ -111,7 +108,7 @@ Level level_of(std::string_view function, const Exec& exec, const Arguments& arg
 template <class Exec>
 std::size_t topk_workspace_size(const Exec& exec, const TopkArguments& arguments, const TopkOptions& options) {
   check_topk(arguments, options);
-  const Level level = level_of("topk", exec, arguments, options.level);
+  const Level level = level_of("topk", exec, arguments, options.level, LevelFor::workspace_size);
   if (level == Level::reference) return 0;
   if constexpr (has_sm90<Exec>)
     if (level == Level::hopper) return SM90::topk_workspace_size(exec, arguments, options);
@@ -123,7 +120,7 @@ std::size_t topk_workspace_size(const Exec& exec, const TopkArguments& arguments
 template <class Exec>
 void topk(const Exec& exec, const TopkArguments& arguments, const TopkOptions& options, const WorkspaceSpan& workspace) {
   const TopkOutput output = check_topk(arguments, options);
-  const Level      level  = level_of("topk", exec, arguments, options.level);
+  const Level      level  = level_of("topk", exec, arguments, options.level, LevelFor::call);
   if (level == Level::reference) {
     exec.fence("Tributary::topk: reference level");
     return reference_topk(arguments, output);
@@ -144,7 +141,8 @@ void topk(const Exec& exec, const TopkArguments& arguments, const TopkOptions& o
 template <class Exec>
 std::size_t topk_merge_workspace_size(const Exec& exec, const TopkMergeArguments& arguments, const TopkMergeOptions& options) {
   check_topk_merge(arguments, options);
-  if (level_of("topk_merge", exec, arguments, options.level) != Level::portable) return 0;  // the Hopper level needs none
+  if (level_of("topk_merge", exec, arguments, options.level, LevelFor::workspace_size) != Level::portable)
+    return 0;  // the Hopper level needs none
   WorkspaceLayout layout;
   plan_call(exec, arguments, layout);
   return layout.size();
@@ -153,7 +151,7 @@ std::size_t topk_merge_workspace_size(const Exec& exec, const TopkMergeArguments
 template <class Exec>
 void topk_merge(const Exec& exec, const TopkMergeArguments& arguments, const TopkMergeOptions& options, const WorkspaceSpan& workspace) {
   const TopkOutput output = check_topk_merge(arguments, options);
-  const Level      level  = level_of("topk_merge", exec, arguments, options.level);
+  const Level      level  = level_of("topk_merge", exec, arguments, options.level, LevelFor::call);
   if (level == Level::reference) {
     exec.fence("Tributary::topk_merge: reference level");
     return reference_topk_merge(arguments, output);

@@ -249,8 +249,6 @@ void st_release(std::int32_t* to, std::int32_t value) {
 // What the library asks of the driver.
 namespace Tributary::Impl {
 
-bool sm90_code_runs(int) { return true; }
-
 template <>
 CUtensorMap SM90::tensor_map<4>(ElementType type, const void* base, const TensorShape<4>& shape) {
   using TributaryTest::Emulator::fail;

@@ -383,6 +383,16 @@ TEST_F(IndexerHopper, WhatItCannotTakeIsRefusedAndLeftToThePortableLevel) {
   expect_refusal(
       [&] { Tributary::indexer_topk(Space{}, part(call.query), part(call.key), call.weights, indices, std::nullopt, call.options); },
       {"indexer_topk", "no Hopper level", "16 bytes"});
+  // The same query three times.
+  const auto                    one = integer_inputs<bfloat16_t>(random, {1, 1, 50, 64, 64});
+  const IndexerCall<bfloat16_t> single(level, one);
+  const Kokkos::View<bfloat16_t****, Kokkos::LayoutStride, Kokkos::Device<Space, Memory>> repeated(
+      single.query.data(), Kokkos::LayoutStride(1, 64 * 64, 3, 0, 64, 64, 64, 1));
+  expect_refusal(
+      [&] {
+        Tributary::indexer_topk(Space{}, repeated, single.key, View<float, 3>("weights", 1, 3, 64), indices, std::nullopt, single.options);
+      },
+      {"indexer_topk", "no Hopper level", "query has a stride of 0 over 3 entries"});
 }
 
 TEST_F(IndexerHopper, WithAWorkspaceOnlyTheCallersInstanceIsUsed) {

@@ -163,19 +163,18 @@ void run_all(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, const 
 template <class Exec>
 std::string no_attention_backward(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary,
                                   const AttentionBackwardArguments& arguments) {
-  if (const std::string reason = no_attention_inputs(exec, p, rotary); !reason.empty()) return reason;
+  if (const std::string reason = no_attention_inputs(p, rotary); !reason.empty()) return reason;
   if (p.head_dim > 256 || p.value_dim > 256) return "it takes head dimensions up to 256";
   if (gradient_dim(p) > 128 && exec.cuda_device_prop().multiProcessorCount < crew_teams)
     return "beyond 128 components it takes " + std::to_string(crew_teams) + " multiprocessors";
   if (arguments.out_type == ElementType::float32) return "grad_out is float";
-  const auto aligned = [](const auto& tensor, std::int64_t size) {
-    return multiple_of_16_bytes(tensor.data, {tensor.extents[0], tensor.extents[1], tensor.extents[2]},
-                                {tensor.strides[0], tensor.strides[1], tensor.strides[2]}, size);
+  const auto no_vectors = [](const char* name, const auto& tensor) {
+    return no_whole_vectors(name, tensor.data, {tensor.extents[0], tensor.extents[1], tensor.extents[2]},
+                            {tensor.strides[0], tensor.strides[1], tensor.strides[2]}, 2);
   };
-  if (!aligned(arguments.grad_out, 2)) return "grad_out's base or strides are no multiples of 16 bytes";
-  if (rotary.dims == 0 && !aligned(arguments.grad_key, 2)) return "grad_key's base or strides are no multiples of 16 bytes";
-  if (!aligned(arguments.grad_value, 2)) return "grad_value's base or strides are no multiples of 16 bytes";
-  return "";
+  std::string reason = no_vectors("grad_out", arguments.grad_out);
+  if (rotary.dims == 0 && reason.empty()) reason = no_vectors("grad_key", arguments.grad_key);
+  return reason.empty() ? no_vectors("grad_value", arguments.grad_value) : reason;
 }
 
 template <class Exec>

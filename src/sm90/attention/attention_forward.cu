@@ -400,14 +400,12 @@ std::string no_attention_forward(const Exec& exec, const AttentionProblem& p, co
   if (p.type == ElementType::float8_e4m3 && (p.head_dim > 128 || p.value_dim > 128))
     return "it takes head dimensions up to 128 of float8_e4m3";
   if (p.head_dim > 512 || p.value_dim > 512) return "it takes head dimensions up to 512";
-  if (const std::string reason = no_attention_inputs(exec, p, rotary); !reason.empty()) return reason;
+  if (const std::string reason = no_attention_inputs(p, rotary); !reason.empty()) return reason;
   if (is_wide(p))
     if (const std::string reason = no_wide_attention_forward(exec, p); !reason.empty()) return reason;
   const Tensor<void, 4>& out = arguments.out;
-  if (!multiple_of_16_bytes(out.data, {p.batch, p.queries, p.heads}, {out.strides[0], out.strides[1], out.strides[2]},
-                            element_size(arguments.out_type)))
-    return "out's base or strides are no multiples of 16 bytes";
-  return "";
+  return no_whole_vectors("out", out.data, {p.batch, p.queries, p.heads}, {out.strides[0], out.strides[1], out.strides[2]},
+                          element_size(arguments.out_type));
 }
 
 template <class Exec>

@@ -5,7 +5,6 @@
 
 #include "attention/attention_tile.hpp"
 #include "common/check.hpp"
-#include "sm90/device.hpp"
 #include "sm90/launch.cuh"
 #include "sm90/ptx/convert.cuh"
 #include "sm90/tensor_map.hpp"
@@ -31,22 +30,18 @@ inline CUtensorMap attention_map(ElementType type, const void* data, const std::
 }
 
 /// The reasons against the level that forward and backward share; empty if there is none.
-template <class Exec>
-std::string no_attention_inputs(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary) {
-  if (!sm90_code_runs(exec.cuda_device())) return "the device has not compute capability 9.0";
+inline std::string no_attention_inputs(const AttentionProblem& p, const RotaryProblem& rotary) {
   if (p.type == ElementType::float32) return "the element type is float";
   if (p.batch > 0x7fffffff / std::max<std::int64_t>(p.heads, 1)) return "there are more than 2^31 heads";
   if (std::max({p.queries, p.keys, std::abs(p.query_offset - p.key_offset)}) >= std::int64_t{1} << 29)
     return "there are 2^29 or more queries or keys, or between their offsets";
   if (rotary.dims > 0 && p.head_dim % 8 != 0) return "rows of rotated heads are no multiples of 16 bytes";
   const std::int64_t size = element_size(p.type);
-  if (rotary.dims == 0 && !multiple_of_16_bytes(p.query, {p.batch, p.queries, p.heads}, p.query_strides, size))
-    return "query's base or strides are no multiples of 16 bytes";
-  if (rotary.dims == 0 && !multiple_of_16_bytes(p.key, {p.batch, p.keys, p.key_heads}, p.key_strides, size))
-    return "key's base or strides are no multiples of 16 bytes";
-  if (!multiple_of_16_bytes(p.value, {p.batch, p.keys, p.key_heads}, p.value_strides, size))
-    return "value's base or strides are no multiples of 16 bytes";
-  return "";
+  std::string        reason;
+  // Of rotated queries and keys the kernels see copies.
+  if (rotary.dims == 0) reason = no_whole_vectors("query", p.query, {p.batch, p.queries, p.heads}, p.query_strides, size);
+  if (rotary.dims == 0 && reason.empty()) reason = no_whole_vectors("key", p.key, {p.batch, p.keys, p.key_heads}, p.key_strides, size);
+  return reason.empty() ? no_whole_vectors("value", p.value, {p.batch, p.keys, p.key_heads}, p.value_strides, size) : reason;
 }
 
 /// Which scores a kernel can make of products.

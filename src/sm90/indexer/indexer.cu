@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "sm90/device.hpp"
 #include "sm90/indexer/collect.cuh"
 #include "sm90/indexer/load.cuh"
 #include "sm90/indexer/score.cuh"
@@ -210,19 +209,15 @@ std::int64_t splits_to_merge(std::int64_t tiles, std::int64_t keys, std::int64_t
 }  // namespace
 
 template <class Exec>
-std::string no_indexer(const Exec& exec, const IndexerProblem& p, std::int64_t top_k) {
+std::string no_indexer(const Exec&, const IndexerProblem& p, std::int64_t top_k) {
   const std::int64_t element_size = p.type == ElementType::float8_e4m3 ? 1 : 2;
-  if (!sm90_code_runs(exec.cuda_device())) return "the device has not compute capability 9.0";
   if (p.type == ElementType::float32) return "the element type is float";
   if (p.heads != 32 && p.heads != 64) return "it takes 32 or 64 heads, not " + std::to_string(p.heads);
   if (p.head_dim != 64 && p.head_dim != 128) return "it takes a head dimension of 64 or 128, not " + std::to_string(p.head_dim);
   if (top_k > 2048) return "k is " + std::to_string(top_k) + ", more than 2048";
   if (p.queries > 0x7fffff00 || p.batch > 0x7fffffff) return "there are more than 2^31 queries";
-  if (!multiple_of_16_bytes(p.query, {p.batch, p.queries, p.heads}, p.query_strides, element_size))
-    return "query's base or strides are no multiples of 16 bytes";
-  if (!multiple_of_16_bytes(p.key, {p.batch, p.keys}, p.key_strides, element_size))
-    return "key's base or strides are no multiples of 16 bytes";
-  return "";
+  const std::string reason = no_whole_vectors("query", p.query, {p.batch, p.queries, p.heads}, p.query_strides, element_size);
+  return reason.empty() ? no_whole_vectors("key", p.key, {p.batch, p.keys}, p.key_strides, element_size) : reason;
 }
 
 template <class Exec>

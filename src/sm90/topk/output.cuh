@@ -5,7 +5,6 @@
 #include <string>
 
 #include "Tributary_Topk.hpp"
-#include "sm90/device.hpp"
 #include "sm90/topk/candidates.cuh"
 
 namespace Tributary::Impl::SM90 {
@@ -77,8 +76,7 @@ inline PoolSizes pool_sizes(std::int64_t keep, std::int64_t longest, int threads
 constexpr int largest_keep = 2048;
 
 /// Why a selection of so many rows cannot run here; empty if it can.
-inline std::string no_selection(const Kokkos::Cuda& exec, std::int64_t rows, std::int64_t keep) {
-  if (!sm90_code_runs(exec.cuda_device())) return "the device has not compute capability 9.0";
+inline std::string no_selection(std::int64_t rows, std::int64_t keep) {
   if (keep > largest_keep) return "k is " + std::to_string(keep) + ", more than " + std::to_string(largest_keep);
   if (rows > 0x7fffffff) return "there are " + std::to_string(rows) + " rows, 2^31 or more";
   return "";

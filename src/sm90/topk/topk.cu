@@ -355,8 +355,8 @@ void launch_parts(const Kokkos::Cuda& exec, const ValueRows& rows, const Plan& p
 }  // namespace
 
 template <>
-std::string no_topk(const Kokkos::Cuda& exec, const TopkArguments& arguments) {
-  return no_selection(exec, rows_of(arguments), keep_of(arguments));
+std::string no_topk(const Kokkos::Cuda&, const TopkArguments& arguments) {
+  return no_selection(rows_of(arguments), keep_of(arguments));
 }
 
 template <>

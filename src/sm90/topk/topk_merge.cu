@@ -77,10 +77,10 @@ std::int64_t rows_of(const TopkMergeArguments& arguments) { return arguments.ind
 }  // namespace
 
 template <>
-std::string no_topk(const Kokkos::Cuda& exec, const TopkMergeArguments& arguments) {
+std::string no_topk(const Kokkos::Cuda&, const TopkMergeArguments& arguments) {
   const auto lists = arguments.lists.size();
   if (lists > most_lists) return "there are " + std::to_string(lists) + " lists, more than " + std::to_string(most_lists);
-  return no_selection(exec, rows_of(arguments), keep_of(arguments));
+  return no_selection(rows_of(arguments), keep_of(arguments));
 }
 
 template <>
