@@ -91,6 +91,15 @@ AttentionCase<Element> with_random_options(Random& random, const AttentionShape&
   return in;
 }
 
+/// Random options, and a place that is not the default one: keys from `key_offset` on, queries somewhere before, among or behind them.
+template <class Element>
+AttentionCase<Element> with_random_offsets(Random& random, const AttentionShape& shape) {
+  auto in                 = with_random_options<Element>(random, shape);
+  in.options.key_offset   = choice<std::int64_t>(random, {0, 3, 1000, (std::int64_t{1} << 31) - shape.keys - 20 - shape.queries});
+  in.options.query_offset = in.options.key_offset + random.integer(-20, shape.keys + 20);
+  return in;
+}
+
 inline AttentionShape random_shape(Random& random) {
   const auto length = [&] {
     return choice<std::int64_t>(random, {0, 1, 2, 7, 13, 15, 16, 17, 31, 32, 33, 61, 63, 64, 65, 97, 127, 128, 129, 257});
@@ -104,6 +113,14 @@ inline AttentionShape random_shape(Random& random) {
           .key_heads = key_heads,
           .head_dim  = dims(),
           .value_dim = dims()};
+}
+
+/// Rows of whole 16 bytes, which the level wants.
+inline AttentionShape aligned_shape(Random& random, std::initializer_list<std::int64_t> dims) {
+  auto shape      = random_shape(random);
+  shape.head_dim  = choice<std::int64_t>(random, dims);
+  shape.value_dim = choice<std::int64_t>(random, dims);
+  return shape;
 }
 
 }  // namespace TributaryTest

@@ -13,63 +13,7 @@ namespace {
 class AttentionOffsets : public LevelTest {};
 INSTANTIATE_TEST_SUITE_P(Levels, AttentionOffsets, testing::ValuesIn(all_levels()), level_name);
 
-/// Random options, and a place that is not the default one: keys from `key_offset` on, queries somewhere before, among or behind them.
-template <class Element>
-AttentionCase<Element> with_random_offsets(Random& random, const AttentionShape& shape) {
-  auto in                 = with_random_options<Element>(random, shape);
-  in.options.key_offset   = choice<std::int64_t>(random, {0, 3, 1000, (std::int64_t{1} << 31) - 600});
-  in.options.query_offset = in.options.key_offset + random.integer(-20, shape.keys + 20);
-  return in;
-}
-
-/// 2 to 4 stretches of `size` rows, some of them empty where there are few.
-std::vector<Stretch> random_stretches(Random& random, std::int64_t size) {
-  std::vector<std::int64_t> cuts;
-  for (std::int64_t n = random.integer(1, 3); n > 0; --n) cuts.push_back(random.integer(0, size));
-  std::sort(cuts.begin(), cuts.end());
-  cuts.push_back(size);
-  std::vector<Stretch> stretches;
-  for (const std::int64_t end : cuts) stretches.push_back({stretches.empty() ? 0 : stretches.back().end, end});
-  return stretches;
-}
-
-std::string text(const std::vector<Stretch>& stretches) {
-  std::string all = "stretches";
-  for (const Stretch& stretch : stretches) all += " " + std::to_string(stretch.begin) + "-" + std::to_string(stretch.end);
-  return all;
-}
-
 Stretch queries_of(const AttentionShape& shape) { return {0, shape.queries}; }
-Stretch keys_of(const AttentionShape& shape) { return {0, shape.keys}; }
-
-/// The stretches of keys one after another, each call going on from the one before; the sink with the last.
-template <class Element>
-Result streamed(Level level, const AttentionCase<Element>& in, const std::vector<Stretch>& keys) {
-  std::optional<Result> seen;
-  for (std::size_t n = 0; n < keys.size(); ++n) {
-    auto part = stretch_of(in, queries_of(in.shape()), keys[n]);
-    if (n + 1 < keys.size()) part.sink.reset();
-    if (seen) {
-      part.previous_out = seen->out;
-      part.previous_lse = seen->lse;
-    }
-    seen = AttentionCall<Element, float>(level, part).forward();
-  }
-  return *seen;
-}
-
-/// The stretches of keys alone, in any order, then merged; the sink in the merge.
-template <class Element>
-Result merged(Level level, const AttentionCase<Element>& in, std::vector<Stretch> keys) {
-  std::vector<Result> states;
-  std::reverse(keys.begin(), keys.end());
-  for (const Stretch& stretch : keys) {
-    auto part = stretch_of(in, queries_of(in.shape()), stretch);
-    part.sink.reset();
-    states.push_back(AttentionCall<Element, float>(level, part).forward());
-  }
-  return merge(level, states, in.sink);
-}
 
 template <class Element>
 void stretches_of_keys(Level level, std::uint32_t stream, int cases) {
@@ -98,12 +42,7 @@ void stretches_of_queries(Level level, std::uint32_t stream, int cases) {
     const auto shape   = in.shape();
     const auto queries = random_stretches(random, shape.queries);
     SCOPED_TRACE("case " + std::to_string(i) + ", " + text(shape) + ", " + text(queries));
-    const auto whole = AttentionCall<Element, float>(level, in).forward();
-    for (const Stretch& rows : queries) {
-      const auto part = AttentionCall<Element, float>(level, stretch_of(in, rows, keys_of(shape))).forward();
-      EXPECT_TRUE(same_bits(part.out, part_of(whole.out, 1, rows)));
-      EXPECT_TRUE(same_bits(part.lse, part_of(whole.lse, 2, rows)));
-    }
+    expect_the_wholes_rows(level, in, queries);
   }
 }
 TEST_P(AttentionOffsets, StretchesOfQueriesAreTheWholesRowsInFloat) { stretches_of_queries<float>(level(), 72, 30); }
@@ -114,12 +53,7 @@ TEST_P(AttentionOffsets, RowsOfAWindowDoNotDependOnTheirBlock) {  // whose first
   AttentionCase<float> in({1, 301, 700, 2, 1, 16, 8}, random);
   in.options.window_left  = 150;
   in.options.query_offset = 390;
-  const auto whole        = AttentionCall<float>(level(), in).forward();
-  for (const Stretch& rows : {Stretch{0, 1}, {1, 77}, {77, 78}, {78, 301}}) {
-    const auto part = AttentionCall<float>(level(), stretch_of(in, rows, keys_of(in.shape()))).forward();
-    EXPECT_TRUE(same_bits(part.out, part_of(whole.out, 1, rows)));
-    EXPECT_TRUE(same_bits(part.lse, part_of(whole.lse, 2, rows)));
-  }
+  expect_the_wholes_rows(level(), in, stretches_up_to({1, 77, 78, 301}));
 }
 
 // --- backward

@@ -9,52 +9,20 @@ namespace {
 class AttentionStreaming : public LevelTest {};
 INSTANTIATE_TEST_SUITE_P(Levels, AttentionStreaming, testing::ValuesIn(all_levels()), level_name);
 
-template <class Element>
-AttentionCase<Element> masked_case(Random& random) {
-  AttentionCase<Element> in({2, 19, 150, 4, 2, 16, 24}, random);
-  in.sink          = Array<float, 1>({4});
-  in.keep          = Array<std::uint8_t, 4>({2, 1, 19, 150});
-  in.additive_mask = Array<float, 4>({1, 4, 1, 150});
-  random.fill_with_normals(*in.sink);
-  random.fill_with_normals(*in.additive_mask);
-  for (auto& keep : in.keep->values) keep = random.coin();
-  for (std::int64_t j = 0; j < 150; ++j) {
-    (*in.keep)(0, 0, 3, j) = 0;         // no key in any chunk
-    (*in.keep)(1, 0, 5, j) = j >= 140;  // only in the last chunk
-    (*in.keep)(1, 0, 6, j) = j < 5;     // only in the first
-  }
-  return in;
-}
-
-const std::vector<std::int64_t> chunk_ends = {7, 40, 40, 104, 150};  // one is empty
+constexpr AttentionShape masked{2, 19, 150, 4, 2, 16, 24};
 
 template <class Element>
 void previous_goes_on(Level level) {
   Random     random(40);
-  const auto in    = masked_case<Element>(random);
-  const auto exact = exact_formula(in).forward();
-  const auto naive = naive_formula(in).forward();
-
-  std::optional<Result> seen;
-  std::int64_t          begin = 0;
-  for (const std::int64_t end : chunk_ends) {
-    auto part = stretch_of(in, {0, in.shape().queries}, {begin, end});
-    if (end < 150) part.sink.reset();  // once, after the last chunk
-    if (seen) {
-      part.previous_out = seen->out;
-      part.previous_lse = seen->lse;
-    }
-    seen  = AttentionCall<Element, float>(level, part).forward();
-    begin = end;
-  }
-  expect_close(*seen, exact, naive);
+  const auto in = masked_case<Element>(random, masked);
+  expect_close(streamed(level, in, chunks_of_masked(masked)), exact_formula(in).forward(), naive_formula(in).forward());
 }
 TEST_P(AttentionStreaming, PreviousGoesOnInFloat) { previous_goes_on<float>(level()); }
 TEST_P(AttentionStreaming, PreviousGoesOnInBfloat16) { previous_goes_on<bfloat16_t>(level()); }
 
 TEST_P(AttentionStreaming, APreviousThatSawNothingChangesNothing) {
   Random     random(41);
-  auto       in    = masked_case<float>(random);
+  auto       in    = masked_case<float>(random, masked);
   const auto alone = AttentionCall<float>(level(), in).forward();
   in.previous_out  = Array<float, 4>(alone.out.extents, std::numeric_limits<float>::quiet_NaN());  // not looked at
   in.previous_lse  = Array<float, 3>(alone.lse.extents, -infinite);
@@ -65,12 +33,10 @@ TEST_P(AttentionStreaming, APreviousThatSawNothingChangesNothing) {
 
 std::vector<Result> states_of_chunks(Level level, const AttentionCase<float>& in) {
   std::vector<Result> states;
-  std::int64_t        begin = 0;
-  for (const std::int64_t end : chunk_ends) {
-    auto part = stretch_of(in, {0, in.shape().queries}, {begin, end});
+  for (const Stretch& keys : chunks_of_masked(in.shape())) {
+    auto part = stretch_of(in, {0, in.shape().queries}, keys);
     part.sink.reset();
     states.push_back(AttentionCall<float>(level, part).forward());
-    begin = end;
   }
   return states;
 }
@@ -82,14 +48,14 @@ void expect_near(const Result& a, const Result& b) {
 
 TEST_P(AttentionStreaming, MergedChunksAreTheWhole) {
   Random     random(42);
-  const auto in     = masked_case<float>(random);
+  const auto in     = masked_case<float>(random, masked);
   const auto states = states_of_chunks(level(), in);
   expect_close(merge(level(), states, in.sink), exact_formula(in).forward(), naive_formula(in).forward());
 }
 
 TEST_P(AttentionStreaming, MergeIsAssociativeAndCommutative) {
   Random       random(43);
-  const auto   states = states_of_chunks(level(), masked_case<float>(random));
+  const auto   states = states_of_chunks(level(), masked_case<float>(random, masked));
   const Result whole  = merge(level(), states);
   expect_near(merge(level(), {states[3], states[1], states[4], states[0], states[2]}), whole);
   expect_near(merge(level(), {merge(level(), {states[0], states[1], states[2]}), merge(level(), {states[3], states[4]})}), whole);
@@ -97,7 +63,7 @@ TEST_P(AttentionStreaming, MergeIsAssociativeAndCommutative) {
 
 TEST_P(AttentionStreaming, NothingSeenIsTheIdentityOfMerge) {
   Random       random(44);
-  const Result state = states_of_chunks(level(), masked_case<float>(random))[3];
+  const Result state = states_of_chunks(level(), masked_case<float>(random, masked))[3];
   const Result nothing{Array<float, 4>(state.out.extents, std::numeric_limits<float>::quiet_NaN()),
                        Array<float, 3>(state.lse.extents, -infinite)};
   expect_near(merge(level(), {state, nothing}), state);
@@ -118,7 +84,7 @@ TEST_P(AttentionStreaming, MergeOfFarApartStatesStaysFinite) {
 
 TEST_P(AttentionStreaming, MergeIntoAStateItself) {
   Random                              random(45);
-  const auto                          states   = states_of_chunks(level(), masked_case<float>(random));
+  const auto                          states   = states_of_chunks(level(), masked_case<float>(random, masked));
   const Result                        expected = merge(level(), {states[1], states[3]});
   const auto                          out0 = in_space(states[1].out), out1 = in_space(states[3].out);
   const auto                          lse0 = in_space(states[1].lse), lse1 = in_space(states[3].lse);
@@ -139,7 +105,7 @@ TEST_P(AttentionStreaming, MergeOfOneAppliesTheSink) {
 
 TEST_P(AttentionStreaming, MergeIntoHalfWithoutLse) {
   Random                              random(46);
-  const auto                          states   = states_of_chunks(level(), masked_case<float>(random));
+  const auto                          states   = states_of_chunks(level(), masked_case<float>(random, masked));
   const Result                        expected = merge(level(), {states[0], states[4]});
   const auto                          out0 = in_space(states[0].out), out1 = in_space(states[4].out);
   const auto                          lse0 = in_space(states[0].lse), lse1 = in_space(states[4].lse);
