@@ -3,60 +3,13 @@
 
 #include "CapturedGraph.hpp"
 #include "KokkosEvents.hpp"
-#include "attention/AttentionFormula.hpp"
-#include "attention/RandomOptions.hpp"
+#include "attention/E4m3Case.hpp"
+#include "attention/Stretches.hpp"
 
-// attention_forward of FP8 e4m3 with a scale for each 128 rows of a head.  The formula takes the numbers that the stored ones stand for.
+// attention_forward of FP8 e4m3 with a scale for each 128 rows of a head.
 
 namespace TributaryTest {
 namespace {
-
-using E4m3Case = AttentionCase<float8_e4m3_t>;
-
-/// Scales that differ from block to block, as amax / 448 of normal numbers would.
-Array<float, 3> random_scales(Random& random, const Array<float8_e4m3_t, 4>& rows) {
-  Array<float, 3> scales({rows.extents[0], rows.extents[2], (rows.extents[1] + 127) / 128});
-  for (float& scale : scales.values) scale = 0.004f + 0.02f * std::abs(random.normal());
-  return scales;
-}
-
-/// Normal numbers, quantised with these scales.
-void fill(Random& random, const Array<float, 3>& scales, Array<float8_e4m3_t, 4>& rows) {
-  const auto [batch, count, heads, dim] = rows.extents;
-  for (std::int64_t b = 0; b < batch; ++b)
-    for (std::int64_t r = 0; r < count; ++r)
-      for (std::int64_t h = 0; h < heads; ++h)
-        for (std::int64_t d = 0; d < dim; ++d) rows(b, r, h, d) = float8_e4m3_t(random.normal() / scales(b, h, r / 128));
-}
-
-E4m3Case with_scales(Random& random, E4m3Case in) {
-  in.query_scale = random_scales(random, in.query);
-  in.key_scale   = random_scales(random, in.key);
-  in.value_scale = random_scales(random, in.value);
-  fill(random, *in.query_scale, in.query);
-  fill(random, *in.key_scale, in.key);
-  fill(random, *in.value_scale, in.value);
-  return in;
-}
-E4m3Case random_case(Random& random, const AttentionShape& shape) { return with_scales(random, E4m3Case(shape)); }
-
-/// Every option but rotary embedding.
-E4m3Case random_options_case(Random& random, const AttentionShape& shape) {
-  auto in           = with_scales(random, with_random_options<float8_e4m3_t>(random, shape));
-  in.options.rotary = {};
-  in.cosine.reset();
-  in.sine.reset();
-  in.query_positions.reset();
-  in.key_positions.reset();
-  return in;
-}
-
-FormulaResult<double> exact_result(const E4m3Case& in) { return Formula<double, double, double>(in, FormulaInputs<double>(in)).forward(); }
-/// Sums in float; weights in float as the portable level has them, or in e4m3.
-template <class Weight>
-FormulaResult<float> naive_result(const E4m3Case& in) {
-  return Formula<float, float, float, Weight>(in, FormulaInputs<float>(in)).forward();
-}
 
 class AttentionE4m3 : public LevelTest {
  public:
@@ -115,25 +68,7 @@ TEST_P(AttentionE4m3, GoesOnFromAState) {
   Random     random(203);
   const auto in   = random_case(random, {1, 40, 256, 2, 1, 16, 16});
   const auto all  = AttentionCall<float8_e4m3_t, float>(level(), in).forward();
-  const auto part = [&](std::int64_t block) {
-    E4m3Case half({1, 40, 128, 2, 1, 16, 16});
-    half.query       = in.query;
-    half.query_scale = in.query_scale;
-    half.key_scale = half.value_scale = Array<float, 3>({1, 1, 1});
-    half.key_scale->values[0]         = (*in.key_scale)(0, 0, block);
-    half.value_scale->values[0]       = (*in.value_scale)(0, 0, block);
-    for (std::int64_t j = 0; j < 128; ++j)
-      for (std::int64_t d = 0; d < 16; ++d) {
-        half.key(0, j, 0, d)   = in.key(0, 128 * block + j, 0, d);
-        half.value(0, j, 0, d) = in.value(0, 128 * block + j, 0, d);
-      }
-    return half;
-  };
-  const auto first    = AttentionCall<float8_e4m3_t, float>(level(), part(0)).forward();
-  auto       second   = part(1);
-  second.previous_out = first.out;
-  second.previous_lse = first.lse;
-  const auto both     = AttentionCall<float8_e4m3_t, float>(level(), second).forward();
+  const auto both = streamed(level(), in, stretches_up_to({128, 256}));
   EXPECT_LE(largest_difference(both.out, all.out), 2e-6);
   EXPECT_LE(largest_difference(both.lse, all.lse), 2e-6);
 }
@@ -179,39 +114,6 @@ TEST_P(AttentionE4m3, RefusesWrongScales) {
 }
 
 #if defined(TRIBUTARY_ENABLE_SM90)
-
-// Tensor cores add products of e4m3 with some 14 bits: a score is off by up to 2^-11 of the sum of its products' magnitudes, so are LSE and
-// the weights, and an output relative to the values around it.  Besides, weights are rounded to e4m3, which the unfused formula does, too,
-// but its largest weight is a power of 2, while a row's here may lie up to 2^0.75 above one: 2^-6 for where few keys have weight.
-class AttentionE4m3Hopper : public HopperTest {
- public:
-  static constexpr Level level = Level::hopper;
-
-  static double product_error(const E4m3Case& in) {
-    const FormulaInputs<double> n(in);
-    const auto [batch, queries, keys, heads, key_heads, head_dim, value_dim] = in.shape();
-    double most                                                              = 0;
-    for (std::int64_t b = 0; b < batch; ++b)
-      for (std::int64_t h = 0; h < heads; ++h)
-        for (std::int64_t i = 0; i < queries; ++i)
-          for (std::int64_t j = 0; j < keys; ++j) {
-            double sum = 0;
-            for (std::int64_t d = 0; d < head_dim; ++d) sum += std::abs(n.query(b, i, h, d) * n.key(b, j, h / (heads / key_heads), d));
-            most = std::max(most, sum);
-          }
-    return 0x1p-11 * most * std::abs(static_cast<double>(in.options.scale.value_or(1 / std::sqrt(static_cast<float>(head_dim)))));
-  }
-  static void expect_right(const E4m3Case& in) {
-    SCOPED_TRACE(text(in.shape()) + (in.options.causal ? ", causal" : ""));
-    const auto   given = AttentionCall<float8_e4m3_t, float>(level, in).forward();
-    const auto   exact = exact_result(in);
-    const auto   naive = naive_result<float8_e4m3_t>(in);
-    const double off   = product_error(in);
-    const double grown = in.options.dropout.probability < 1 ? 1 / (1 - in.options.dropout.probability) : 1;
-    expect_close("out", given.out, exact.out, naive.out, 0x1p-6 + off * grown);
-    expect_close("lse", given.lse, exact.lse, naive.lse, 1e-6 + off);
-  }
-};
 
 TEST_F(AttentionE4m3Hopper, HeadDimensionsAndLengths) {
   SCOPED_TRACE(seed_text());
@@ -293,6 +195,44 @@ TEST_F(AttentionE4m3Hopper, APackedSequenceDoesNotSeeItsNeighbours) {
   }
 }
 
+/// The greatest weight of each stretch is rounded on its own, and each one's LSE is off on its own: an output has a share of two.
+TEST_F(AttentionE4m3Hopper, GoesOnFromAState) {
+  SCOPED_TRACE(seed_text());
+  Random random(220);
+  for (const std::int64_t dim : {64, 128})
+    for (const bool placed : {false, true}) {
+      auto in = random_case(random, {2, 150, 400, 4, 2, dim, dim});
+      in.sink = Array<float, 1>({4}, 0.5f);
+      if (placed) {  // the first rows see no key at all, the last ones none of the first stretch
+        in.options.causal       = true;
+        in.options.window_left  = 40;
+        in.options.query_offset = 140;
+        in.options.key_offset   = 147;
+      } else {  // a row in three sees none of the first two stretches
+        in.keep = Array<std::uint8_t, 4>({1, 1, 150, 400}, 1);
+        for (std::int64_t i = 0; i < 150; i += 3)
+          for (std::int64_t j = 0; j < 256; ++j) (*in.keep)(0, 0, i, j) = 0;
+      }
+      const auto keys = stretches_up_to({128, 128, 256, 400});
+      expect_right(in, streamed(level, in, keys), 3);
+      expect_right(in, merged(level, in, keys), 3);
+    }
+}
+
+TEST_F(AttentionE4m3Hopper, StretchesOfQueriesAreTheWholesRows) {
+  SCOPED_TRACE(seed_text());
+  Random random(221);
+  for (int i = 0; i < 12 && !HasFailure(); ++i) {
+    const std::int64_t dim = choice<std::int64_t>(random, {32, 64, 96, 128});
+    auto in = random_options_case(random, {random.integer(1, 2), 500, choice<std::int64_t>(random, {130, 300, 600}), 4, 2, dim, dim});
+    in.options.query_offset = random.integer(-100, 300);
+    in.options.key_offset   = random.integer(0, 100);
+    const auto queries      = random_stretches(random, 500, 128);
+    SCOPED_TRACE("case " + std::to_string(i) + ", " + text(in.shape()) + ", " + text(queries));
+    expect_the_wholes_rows(level, in, queries);
+  }
+}
+
 TEST_F(AttentionE4m3Hopper, EqualWeightsGiveMeans) {
   // Weights of 2^8 and whole values up to 7, whose sums over a tile have 14 bits at most: exact, so no value may come from another place.
   Random   random(212);
@@ -355,23 +295,36 @@ TEST_F(AttentionE4m3Hopper, EveryRunGivesTheSameBits) {
   }
 }
 
-TEST_F(AttentionE4m3Hopper, ACapturedCallStaysOnItsInstance) {
-  Random                                     random(216);
-  const Space                                exec = another_instance();
-  const auto                                 in   = random_case(random, {1, 200, 300, 2, 2, 128, 128});
-  const AttentionCall<float8_e4m3_t, half_t> call(level, in);
-  const View<half_t, 4>                      out("out", 1, 200, 2, 128);
-  const View<float, 3>                       lse("lse", 1, 2, 200);
-  const View<std::byte, 1>                   workspace(
-                        "workspace", Tributary::attention_forward_workspace_size(exec, call.query, call.key, call.value, out, lse, call.options));
+TEST_F(AttentionE4m3Hopper, ACapturedCallStaysOnItsInstanceAndReadsTheInputsOfItsReplay) {
+  Random                                    random(216);
+  const AttentionShape                      shape{1, 200, 300, 2, 2, 128, 128};
+  const Space                               exec = another_instance();
+  const auto                                in   = random_case(random, shape);
+  const AttentionCall<float8_e4m3_t, float> call(level, in);
+  const View<float, 4>                      out("out", 1, 200, 2, 128);
+  const View<float, 3>                      lse("lse", 1, 2, 200);
+  const View<std::byte, 1>                  workspace(
+                       "workspace", Tributary::attention_forward_workspace_size(exec, call.query, call.key, call.value, out, lse, call.options));
   const auto run = [&] { Tributary::attention_forward(exec, call.query, call.key, call.value, out, lse, call.options, workspace); };
   expect_stays_on_instance(exec, run);
-  exec.fence();
-  const AttentionResult<half_t> direct{from_space<4>(out), from_space<3>(lse)};
-  Kokkos::deep_copy(out, half_t(0.0f));
+  const auto          direct = call.forward();
   const CapturedGraph graph(exec, run);
+  Kokkos::deep_copy(out, 7.0f);
   graph.launch();
   EXPECT_EQ(largest_difference(from_space<4>(out), direct.out), 0);
+  for (int i = 0; i < 3; ++i) {
+    auto changed = in;  // but for the scales
+    fill(random, *in.query_scale, changed.query);
+    fill(random, *in.key_scale, changed.key);
+    fill(random, *in.value_scale, changed.value);
+    Kokkos::deep_copy(call.query, in_space(changed.query));
+    Kokkos::deep_copy(call.key, in_space(changed.key));
+    Kokkos::deep_copy(call.value, in_space(changed.value));
+    graph.launch();
+    const AttentionResult<float> given{from_space<4>(out), from_space<3>(lse)};
+    EXPECT_GT(largest_difference(given.out, direct.out), 0.1);
+    expect_right(changed, given, 1);
+  }
 }
 
 TEST_F(AttentionE4m3Hopper, RefusesWhatItDoesNotTake) {
