@@ -252,12 +252,16 @@ TEST(AttentionWorkspace, OneTooSmallIsRefused) {
 }
 
 TEST(AttentionWorkspace, ForwardNeedsNothingOfSizeQueriesTimesKeys) {
-  const auto bytes = [](std::int64_t queries, std::int64_t keys) {
-    const View<half_t, 3> query("query", queries, 1, 8), key("key", keys, 1, 8), out("out", queries, 1, 8);
-    return Tributary::attention_forward_workspace_size(Space{}, query, key, key, out, std::nullopt);
-  };
-  // 2^36 scores would be 256 GiB
-  EXPECT_LT(bytes(1 << 18, 1 << 18), std::size_t{1} << 31);
+  for (const Level level : {Level::automatic, Level::portable}) {
+    const auto bytes = [&](std::int64_t queries, std::int64_t keys) {
+      const View<half_t, 3> query("query", queries, 1, 8), key("key", keys, 1, 8), out("out", queries, 1, 8);
+      return Tributary::attention_forward_workspace_size(Space{}, query, key, key, out, std::nullopt, {.level = level});
+    };
+    // Queries for every worker of a device.  A worker holds a block of queries and a tile of keys, however many there are.
+    const std::size_t small = bytes(1 << 18, 1 << 12), more_queries = bytes(1 << 20, 1 << 12), more = bytes(1 << 20, 1 << 18);
+    EXPECT_EQ(more_queries, small);
+    EXPECT_EQ(more, small);
+  }
 }
 
 }  // namespace
