@@ -126,7 +126,7 @@ AttentionResult<Out> streamed(Level level, const AttentionCase<Element>& in, con
   }
 }
 
-/// The stretches of keys alone, in any order, then merged; the sink in the merge.
+/// The stretches of keys alone, in any order, then merged; the sink in the merge, which has no Hopper level.
 template <class Element>
 Result merged(Level level, const AttentionCase<Element>& in, std::vector<Stretch> keys) {
   std::vector<Result> states;
@@ -136,7 +136,7 @@ Result merged(Level level, const AttentionCase<Element>& in, std::vector<Stretch
     part.sink.reset();
     states.push_back(AttentionCall<Element, float>(level, part).forward());
   }
-  return merge(level, states, in.sink);
+  return merge(level == Level::hopper ? Level::portable : level, states, in.sink);
 }
 
 /// Each stretch of queries gives the bits that the whole gives its rows.

@@ -262,8 +262,7 @@ TEST_F(IndexerHopper, ScoresAreCloseToTheFormula) {
     }
 }
 
-/// FP8 products are added up in fewer bits than float's: by PTX's wgmma at least 14 of the mantissa; measured here and bounded by 2^-10 of
-/// the greatest sum of magnitudes.
+/// FP8 products are added up in fewer bits than float's.  An H100 is off by 2^-15.8 of the sum of magnitudes here.
 TEST_F(IndexerHopper, Float8ScoresAreCloseToTheFormula) {
   SCOPED_TRACE(seed_text());
   Random random(9);
@@ -284,7 +283,7 @@ TEST_F(IndexerHopper, Float8ScoresAreCloseToTheFormula) {
         worst = std::max(worst, std::abs(scores(0, t, s) - indexer_formula(in, 0, t, s)) / magnitude);
       }
   }
-  EXPECT_LE(worst, 0x1p-10);
+  EXPECT_LE(worst, 0x1p-14);
 }
 
 template <class Element>
