@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "machine.hpp"
 
 // Ordinary loads and stores of shared memory, and atomic operations, before which other threads may come.  Kernels are compiled with
@@ -101,6 +103,18 @@ std::uint64_t atomic(Atomic operation, void* at, int bytes, std::uint64_t value,
   machine.fruitless = 0;
   if (bytes == 8) return operate(operation, *static_cast<std::uint64_t*>(at), value, expected);
   return operate(operation, *static_cast<std::uint32_t*>(at), static_cast<std::uint32_t>(value), static_cast<std::uint32_t>(expected));
+}
+
+void stmatrix(std::uint32_t row, std::uint32_t a, std::uint32_t b, std::uint32_t c, std::uint32_t d) {
+  if (row % 16 != 0) fail("a row of a matrix that is not aligned");
+  const std::uint32_t words[4] = {a, b, c, d};
+  const int           lane     = thread_of_team() % 32;
+  for (int m = 0; m < 4; ++m) {
+    const auto           begin = static_cast<std::uint32_t>(shuffle(row, 8 * m + lane / 4));
+    unsigned char* const at    = bytes_at(machine.team(*machine.lane), begin + static_cast<std::uint32_t>(lane % 4 * 4), 4);
+    access(at, 4, Access::store);
+    std::memcpy(at, &words[m], 4);
+  }
 }
 
 }  // namespace TributaryTest::Emulator

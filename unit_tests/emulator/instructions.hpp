@@ -49,6 +49,9 @@ enum class Atomic { add, bit_or, exchange, compare_and_swap };
 std::uint64_t atomic(Atomic operation, void* at, int bytes, std::uint64_t value, std::uint64_t expected);
 void          thread_fence();
 
+// Stores of a warp.
+void stmatrix(std::uint32_t row, std::uint32_t a, std::uint32_t b, std::uint32_t c, std::uint32_t d);
+
 // The copy engine.  A tensor map of four dimensions (of three: the second has extent 1); its boxes' rows have 128 or 64 bytes, swizzled.
 struct alignas(64) TensorMap {
   const void*   base;

@@ -16,8 +16,9 @@
 // the parts up in device memory, where every tile of queries counts the blocks of keys that it has; a block waits for its turn, so that
 // each sum has one order.
 //
-// The gradient of a step's queries is multiplied a step later, when both warpgroups have long shared theirs: neither waits for the other
-// inside a step.  Heads of more than 128 components divide the work another way: gradient_crew.cuh.
+// The gradient of a step's queries is multiplied a step later, when both warpgroups have long shared theirs.  They take turns at that one
+// and the gradients of values and keys: meanwhile the other one makes gradients of scores.  Heads of more than 128 components divide the
+// work another way: gradient_crew.cuh.
 
 namespace Tributary::Impl::SM90 {
 namespace {

@@ -15,6 +15,7 @@ class Differentiator : GradientWarp<Tile> {
   using Base::Base;
 
   __device__ void run() {
+    if (group() == 1) end_turn();
     this->for_each_piece([this](const GradientPiece& piece) { differentiate(piece); });
   }
 
@@ -56,8 +57,9 @@ class Differentiator : GradientWarp<Tile> {
     this->store(piece, grad_key, grad_value, gradient.value_factor());
   }
 
-  /// A step: from weights and products of values with gradients of outputs to the next step's.  No branch around a product: ptxas would
-  /// serialise them all.
+  /// A step: from weights and products of values with gradients of outputs to the next step's.  Its sums of gradients are multiplied at
+  /// the warpgroup's turn; without turns both would make weights and gradients of scores at the same time, with the tensor cores idle.  No
+  /// branch around a product: ptxas would serialise them all.
   template <bool Last>
   __device__ void differentiate(GradientScores<Tile>& gradient, const GradientPiece& piece, std::int32_t n, GradientStep<Tile>& step,
                                 float (&scores)[count], float (&gradients)[count], float (&grad_key)[sums], float (&grad_value)[sums]) {
@@ -69,6 +71,7 @@ class Differentiator : GradientWarp<Tile> {
     share(slopes);
     pack<Element>(scores, weights);
     stage_.next();
+    wait_for_turn();
     multiply_before(n, grad_query);
     multiply_across(grad_value, weights, grad_out_at(slot));
     multiply_across(grad_key, slopes, queries_at(slot));
@@ -79,6 +82,7 @@ class Differentiator : GradientWarp<Tile> {
     ptx::wgmma_wait_group<0>();
     ptx::pin(grad_value);
     ptx::pin(grad_key);
+    end_turn();
     if constexpr (!Last) multiply_rows(scores, Tile::keys_offset, queries_at(stage_.slot));
     release(&shared_.queries_empty[slot], &shared_.grad_out_empty[slot]);
     if constexpr (Last) {
@@ -97,6 +101,11 @@ class Differentiator : GradientWarp<Tile> {
       ptx::pin(gradients);
     }
   }
+
+  // Named barriers: whose turn it is to multiply gradients of queries, values and keys.
+  __device__ static int turn_of(int group) { return 1 + group; }
+  __device__ void       wait_for_turn() const { ptx::bar_sync(turn_of(group()), 32 * Tile::math_warps); }
+  __device__ void       end_turn() const { ptx::bar_arrive(turn_of(1 - group()), 32 * Tile::math_warps); }
 
   /// The gradient of the queries of the step before step n.  Before the first one keys stand for what nobody has shared, and nothing is
   /// made of the product: with a branch around it ptxas would serialise all.
@@ -134,8 +143,7 @@ class Differentiator : GradientWarp<Tile> {
   /// Gradients of scores for both warpgroups.
   __device__ void share(const std::uint32_t (&gradients)[count / 2]) {
     ptx::mbarrier_wait(&shared_.scores_empty[score_at_.slot], score_at_.round ^ 1);
-#pragma unroll
-    for (int i = 0; i < count / 2; ++i) *this->word(scores_at(score_at_.slot), i) = gradients[i];
+    this->store_words(scores_at(score_at_.slot), gradients);
     ptx::fence_proxy_async();
     release(&shared_.scores_full[score_at_.slot]);
     score_at_.next();
@@ -149,7 +157,8 @@ class Differentiator : GradientWarp<Tile> {
     adder_at_.next();
   }
 
-  RingPosition<Tile::query_stages> stage_, score_at_, query_score_at_;  // the next step's, to share, to multiply with keys
+  RingPosition<Tile::query_stages> stage_;                      // the next step's
+  RingPosition<Tile::score_stages> score_at_, query_score_at_;  // to share, to multiply with keys
   RingPosition<Tile::adders>       adder_at_;
 };
 

@@ -2,6 +2,7 @@
 #include "sm90/attention/gradient_scores.cuh"
 #include "sm90/attention/gradient_tile.cuh"
 #include "sm90/ptx/barrier.cuh"
+#include "sm90/ptx/stmatrix.cuh"
 #include "sm90/ptx/wgmma.cuh"
 
 // What a math warp does whichever way the warpgroups divide a block's work: products, words that warps share, and what leaves its
@@ -93,6 +94,17 @@ class GradientWarp {
       ptx::WgmmaAcross<Element, 64>::issue(sum, a + across, b + across, step != 0);
     }
     ptx::wgmma_commit_group();
+  }
+
+  /// Words of this thread's scores to where they are shared from `scores` on, each where `word` says, four an instruction.
+  __device__ void store_words(int scores, const std::uint32_t (&words)[count / 2]) const {
+    const int           row   = first_row() + lane_ % 16;  // of this lane's eight queries, the first ones or the next ones
+    const std::uint32_t place = static_cast<std::uint32_t>((row * panel_row_bytes + (row & 7) * 16) ^ (lane_ / 16 * 16));
+#pragma unroll
+    for (int i = 0; i < count / 2; i += 4) {
+      const std::uint32_t to = address(scores) + i / 16 * Tile::key_panel_bytes + (place ^ (i / 4 % 4 * 32));
+      ptx::stmatrix(to, words[i], words[i + 1], words[i + 2], words[i + 3]);
+    }
   }
 
   /// Where word i of this thread's scores lies in what is shared from `scores` on, a multiple of 1024, swizzled as the copy engine would:
