@@ -1,5 +1,7 @@
 #include "sm90/indexer/decode.hpp"
 
+#include <limits>
+
 #include "sm90/indexer/decode_load.cuh"
 #include "sm90/indexer/decode_score.cuh"
 #include "sm90/indexer/decode_select.cuh"
@@ -31,6 +33,11 @@ class DecodeMath {
     Scoring::share_weights(state_.weights[warp_ / 4], call_.problem, tile_.batch, tile_.first_row + first_row_, warp_ % 4 * 32 + lane_);
     ptx::bar_sync(decode::group_barrier + warp_ / 4, 128);
     ptx::mbarrier_wait(&state_.queries_full, 0);
+    const RowKeys keys = state_.rows[row_];
+    legal_begin_       = static_cast<unsigned>(keys.begin - tile_.hull_begin);
+    legal_count_       = static_cast<unsigned>(keys.end - keys.begin);
+    first_score_       = static_cast<unsigned>(tile_.scores(call_, row_) - call_.plan.scores);
+    ptx::forget(legal_begin_), ptx::forget(legal_count_), ptx::forget(first_score_);  // not worked out again for every tile
     score_tiles();
     if (!listing_) {
       __syncwarp();
@@ -61,8 +68,8 @@ class DecodeMath {
       } else {
         ptx::mbarrier_wait(&state_.keys_full[slot], round);
       }
-      const std::int32_t number = is_sample ? 0 : state_.stage_tile[slot];
-      if (number < 0) break;
+      const StagedTile staged{is_sample ? 0 : state_.stage_tile[slot].word};
+      if (staged.is_end()) break;
       __syncwarp();
       Scoring::multiply(accumulator, keys_descriptor + slot * (Row::tile_bytes / 16), queries_descriptor);
       if constexpr (Row::scaled)
@@ -73,10 +80,12 @@ class DecodeMath {
       if (lane_ == 0) ptx::mbarrier_arrive(&state_.keys_empty[slot]);
       scoring.sum_heads(accumulator, sum, lane_);
       // Four warpgroups: while one finishes its scores the others' products keep the tensor cores busy.
-      if (is_sample)
+      if (is_sample) {
         take_sample(scoring, sum);
-      else
-        finish_tile(scoring, sum, index, number);
+      } else {
+        advance(index, staged);
+        store_scores(scoring, sum, staged);
+      }
       is_sample = false;
       slot += role_.step;
       if (slot >= call_.scratch.stages) slot -= call_.scratch.stages, round ^= 1;
@@ -90,25 +99,18 @@ class DecodeMath {
     if (lane_ == 0) ptx::mbarrier_arrive(&state_.counted);
   }
 
-  /// A tile's sums become scores.
-  __device__ void finish_tile(const Scoring& scoring, const typename Scoring::Sums& sum, int index, std::int32_t number) {
-    if (!placed_) place();
-    if (!counted_ && number >= tile_.counted_tiles) arrive_counted();
-    if (!listing_ && __any_sync(0xffffffffu, *const_cast<const volatile std::int32_t*>(&state_.is_chosen) == decode::count_warps))
+  /// Before the scores of the team's `index`th tile: learns the bins, says that all that is to be counted is, lists candidates from here
+  /// on.
+  __device__ void advance(int index, StagedTile staged) {
+    if (!placed_) {
+      ptx::mbarrier_wait(&state_.bins_placed[role_.columns_group], 0);
+      placed_ = true;
+      bins_   = state_.row_bins[row_];
+    }
+    if (!counted_ && !staged.is_counted()) arrive_counted();
+    if (counted_ && !listing_ &&
+        __any_sync(0xffffffffu, *const_cast<const volatile std::int32_t*>(&state_.is_chosen) == decode::count_warps))
       list_from(index);
-    store_scores(scoring, sum, number);
-  }
-
-  /// Learns the row's bins.
-  __device__ void place() {
-    ptx::mbarrier_wait(&state_.bins_placed[role_.columns_group], 0);
-    placed_            = true;
-    const RowKeys keys = state_.rows[row_];
-    bins_              = state_.row_bins[row_];
-    legal_begin_       = static_cast<unsigned>(keys.begin - tile_.hull_begin);
-    legal_count_       = static_cast<unsigned>(keys.end - keys.begin);
-    scores_            = tile_.scores(call_, row_);
-    histogram_         = reinterpret_cast<std::uint32_t*>(scratch_ + call_.scratch.histogram) + row_ * decode::bins;
   }
 
   __device__ void list_from(int index) {
@@ -126,13 +128,15 @@ class DecodeMath {
   __device__ int key_of(int which) const { return warp_ % 4 * 16 + which * 8 + (lane_ >> 2); }
 
   __device__ void take_sample(const Scoring& scoring, const typename Scoring::Sums& sum) {
-    const RowKeys       keys   = state_.rows[row_];
+    std::int32_t own_row = row_, first = key_of(0);
+    ptx::forget(own_row), ptx::forget(first);  // what follows from them is wanted once: it is to keep no registers
+    const RowKeys       keys   = state_.rows[own_row];
     DecodeSample* const sample = reinterpret_cast<DecodeSample*>(scratch_ + call_.scratch.sample);
     scoring.for_each_score(sum, lane_, [&](int which, float score) {
-      const int          place = key_of(which);
+      const int          place = first + which * 8;
       const std::int32_t key   = tile_.sample_key(place);
       if constexpr (Row::scaled) score *= which == 0 ? scales_[0] : scales_[1];
-      sample[row_][place] = keys.begin <= key && key < keys.end ? score : __int_as_float(0x7fc00000);
+      sample[own_row][place] = keys.begin <= key && key < keys.end ? score : __int_as_float(0x7fc00000);
     });
     ptx::bar_sync(decode::group_barrier + warp_ / 4, 128);
     for (int row = first_row_ + warp_ % 4; row < first_row_ + Columns / call_.problem.heads; row += 4) {
@@ -143,22 +147,27 @@ class DecodeMath {
     if (lane_ == 0) ptx::mbarrier_arrive(&state_.bins_placed[role_.columns_group]);
   }
 
-  __device__ void store_scores(const Scoring& scoring, const typename Scoring::Sums& sum, std::int32_t number) {
-    const bool     is_counted = number < tile_.counted_tiles && !counted_;
-    const unsigned first      = static_cast<unsigned>(number) * decode::keys;
+  __device__ void store_scores(const Scoring& scoring, const typename Scoring::Sums& sum, StagedTile staged) {
+    const unsigned first = static_cast<unsigned>(staged.number()) * decode::keys;
     scoring.for_each_score(sum, lane_, [&](int which, float score) {
       const unsigned at = first + key_of(which);  // in the hull
       if (at - legal_begin_ >= legal_count_) return;
       if constexpr (Row::scaled) score *= which == 0 ? scales_[0] : scales_[1];
-      scores_[at] = score;
-      if (is_counted) atomicAdd(histogram_ + bins_(score), 1u);
-      if (const std::uint32_t image = sortable(score); image >= least_) list(image, at);
+      call_.plan.scores[first_score_ + at] = score;
+      const float position                 = bins_.position(score);
+      if (staged.is_counted()) atomicAdd(histogram() + DecodeBins::bin<1>(position), 1u);
+      if (DecodeBins::reaches(position, least_)) list(sortable(score), at);
     });
+  }
+  __device__ std::uint32_t* histogram() const {
+    return reinterpret_cast<std::uint32_t*>(scratch_ + call_.scratch.histogram) + row_ * decode::bins;
   }
 
   __device__ void list(std::uint32_t image, unsigned at) const {
-    const auto index = static_cast<std::uint32_t>(tile_.hull_begin - state_.rows[row_].first_key) + at;
-    list_candidate(call_, tile_, state_, row_, make_entry(image, index));
+    std::int32_t row = row_;
+    ptx::forget(row);  // what a list's address takes is seldom wanted: it is to keep no registers
+    const auto index = static_cast<std::uint32_t>(tile_.hull_begin - state_.rows[row].first_key) + at;
+    list_candidate(call_, tile_, state_, row, make_entry(image, index));
   }
 
   const DecodeCall& call_;
@@ -168,14 +177,13 @@ class DecodeMath {
   const int         warp_, lane_;
   const DecodeRole  role_;
   int               first_row_, row_;  // of the warpgroup; the one that this lane has scores of
-  // Of this row, known once the bins are placed.
-  DecodeBins     bins_;
-  unsigned       legal_begin_, legal_count_;  // keys, in the hull
-  float*         scores_;
-  std::uint32_t* histogram_;
-  std::uint32_t  least_     = 0xffffffffu;  // images from here up it lists
-  float          scales_[2] = {1.0f, 1.0f};
-  bool           placed_ = false, counted_ = false, listing_ = false;
+  bool              placed_ = false, counted_ = false, listing_ = false;
+  // Of this row.
+  unsigned   legal_begin_, legal_count_;                            // keys, in the hull
+  unsigned   first_score_;                                          // among all; a call's are at most 2^23 (most_score_bytes)
+  DecodeBins bins_;                                                 // once they are placed
+  float      least_     = std::numeric_limits<float>::quiet_NaN();  // what it lists lies here or higher; NaN: nothing
+  float      scales_[2] = {1.0f, 1.0f};
 };
 
 template <class Row, int Columns>

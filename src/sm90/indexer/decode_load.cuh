@@ -141,7 +141,7 @@ __device__ void load_keys(const DecodeCall& call, const DecodeTile& tile, Decode
       ptx::cp_async_mbarrier_arrive(&state.keys_full[slot]);
     }
     if (lane == 0) {
-      state.stage_tile[slot] = number;
+      state.stage_tile[slot] = StagedTile::of(number, number < tile.counted_tiles);
       state.tiles[count]     = number;
       ptx::mbarrier_arrive_expect_tx(&state.keys_full[slot], Row::tile_bytes);
 #pragma unroll
@@ -159,7 +159,7 @@ __device__ void load_keys(const DecodeCall& call, const DecodeTile& tile, Decode
     __syncwarp();
     if constexpr (Row::scaled) ptx::cp_async_mbarrier_arrive(&state.keys_full[slot]);
     if (lane == 0) {
-      state.stage_tile[slot] = -1;
+      state.stage_tile[slot] = StagedTile::end();
       ptx::mbarrier_arrive(&state.keys_full[slot]);
     }
   }

@@ -48,13 +48,25 @@ __device__ inline DecodeBins place_bins(const DecodeSample& sample, int lane) {
   return {low, 128.0f / fmaxf(range, 1e-30f)};
 }
 
+/// A lane's bins of a row's counts, to be waited for.
+struct CountsOfLane {
+  static constexpr int each = decode::bins / 32;
+
+  uint4 four[each / 4];
+
+  __device__ void load(const std::uint32_t* histogram, int lane) {
+#pragma unroll
+    for (int i = 0; i < each / 4; ++i) four[i] = __ldcg(reinterpret_cast<const uint4*>(histogram + lane * each) + i);
+  }
+};
+
 /// The least bin of a row such that it and better ones hold `wanted` scores of those counted; 0 if there are not so many.  A warp.
-__device__ inline int least_bin(const std::uint32_t* histogram, std::int64_t wanted, int lane) {
-  constexpr int each = decode::bins / 32;
+__device__ inline int least_bin(const CountsOfLane& counts, std::int64_t wanted, int lane) {
+  constexpr int each = CountsOfLane::each;
   std::uint32_t count[each];
 #pragma unroll
   for (int i = 0; i < each; i += 4) {
-    const uint4 four = __ldcg(reinterpret_cast<const uint4*>(histogram + lane * each + i));
+    const uint4 four = counts.four[i / 4];
     count[i] = four.x, count[i + 1] = four.y, count[i + 2] = four.z, count[i + 3] = four.w;
   }
   std::uint32_t own = 0;
@@ -76,19 +88,6 @@ __device__ inline int least_bin(const std::uint32_t* histogram, std::int64_t wan
     }
   }
   return max(0, __reduce_max_sync(0xffffffffu, found));
-}
-
-/// The least image of a score (`sortable`) in a bin or a better one; 0, which even NaN reaches, for bin 0.  A warp.
-__device__ inline std::uint32_t least_image(const DecodeBins& bins, int bin, int lane) {
-  if (bin == 0) return 0;
-  constexpr std::uint64_t infinity = 0xff800000u;
-  std::uint64_t           below    = 0;                       // in a lower bin
-  for (int shift = 27;; shift = shift > 5 ? shift - 5 : 0) {  // it is at most 32 << shift above
-    const std::uint64_t image   = below + (static_cast<std::uint64_t>(lane + 1) << shift);
-    const bool          reaches = image >= infinity || bins(score_of(static_cast<Entry>(image) << 32)) >= bin;
-    below += static_cast<std::uint64_t>(__ffs(static_cast<int>(__ballot_sync(0xffffffffu, reaches))) - 1) << shift;
-    if (shift == 0) return static_cast<std::uint32_t>(below) + 1;
-  }
 }
 
 /// A candidate of a row, to the team's places in the row's list or, where they are taken, to those that all teams share.
@@ -121,7 +120,8 @@ __device__ inline void list_earlier(const DecodeCall& call, const DecodeTile& ti
     if (first >= tiles) return;
     const float* const        from         = tile.scores(call, row);
     const RowKeys             keys         = state.rows[row];
-    const std::uint32_t       least        = state.least[row];
+    const DecodeBins          bins         = state.row_bins[row];
+    const float               least        = state.least[row];
     const std::int32_t* const first_listed = state.first_listed + row / rows_of_group * 4 + own / 16;
     float4                    score[loads];
     std::int32_t              at[loads];  // in the hull; -1: not to be looked at
@@ -136,9 +136,9 @@ __device__ inline void list_earlier(const DecodeCall& call, const DecodeTile& ti
 #pragma unroll
     for (int i = 0; i < loads; ++i) {
       if (at[i] < 0) continue;
-      const float4 four  = score[i];
-      unsigned     found = (sortable(four.x) >= least ? 1u : 0u) | (sortable(four.y) >= least ? 2u : 0u) |
-                       (sortable(four.z) >= least ? 4u : 0u) | (sortable(four.w) >= least ? 8u : 0u);
+      const float4 four     = score[i];
+      const auto   found_if = [&](float of, unsigned bit) { return DecodeBins::reaches(bins.position(of), least) ? bit : 0u; };
+      unsigned     found    = found_if(four.x, 1) | found_if(four.y, 2) | found_if(four.z, 4) | found_if(four.w, 8);
 #pragma unroll 1
       for (; found != 0; found &= found - 1) {
         const int          j   = __ffs(static_cast<int>(found)) - 1;
@@ -175,10 +175,13 @@ __device__ inline void count_scores(const DecodeCall& call, const DecodeTile& ti
     }
   }
   __syncwarp();
+  CountsOfLane next;
+  if (warp < rows) next.load(all + warp * decode::bins, lane);
   for (int row = warp; row < rows; row += decode::count_warps) {
-    const int           bin   = least_bin(all + row * decode::bins, call.output.top_k, lane);
-    const std::uint32_t image = least_image(state.row_bins[row], bin, lane);
-    if (lane == 0) state.least[row] = image;
+    const CountsOfLane counts = next;
+    if (row + decode::count_warps < rows) next.load(all + (row + decode::count_warps) * decode::bins, lane);
+    const int bin = least_bin(counts, call.output.top_k, lane);
+    if (lane == 0) state.least[row] = DecodeBins::least_position(bin);
   }
   if (lane == 0) {
     __threadfence_block();
@@ -291,14 +294,14 @@ struct DecodeSelection {
   }
 
   // Where a list is ranked.
-  __device__ auto&  exchange() const { return *reinterpret_cast<typename Team::Exchange*>(scratch); }
-  __device__ int*   bin_ends() const { return reinterpret_cast<int*>(&exchange() + 1); }  // of the bins' entries, the best bin first
-  __device__ Entry* ranked_list() const { return reinterpret_cast<Entry*>(bin_ends() + FineBins::count + 4); }
+  __device__ auto& exchange() const { return *reinterpret_cast<typename Team::Exchange*>(scratch); }
+  // Of the bins: how many candidates each has, then how many are in better ones; [-1] of all.
+  __device__ int*   bin_counts() const { return reinterpret_cast<int*>(&exchange() + 1) + 4; }
+  __device__ Entry* ranked_list() const { return reinterpret_cast<Entry*>(bin_counts() + FineBins::count); }
 
   /// Copies all teams' places to where they are ranked; asked for, not waited for.
   __device__ void ask_for(const Entry* list) const {
-    reinterpret_cast<int4*>(bin_ends())[Team::rank()] = {0, 0, 0, 0};
-    if (Team::rank() == 0) bin_ends()[FineBins::count] = 0;
+    reinterpret_cast<int4*>(bin_counts())[Team::rank()] = {0, 0, 0, 0};
 #pragma unroll 4
     for (int i = 2 * Team::rank(); i < call.plan.splits * call.plan.places; i += 2 * Team::threads)
       ptx::cp_async(ptx::shared_address(ranked_list() + i), list + i, true);
@@ -308,63 +311,61 @@ struct DecodeSelection {
   ///
   /// \param more  candidates that their teams had no place for
   __device__ bool rank_list(int row, int more) const {
-    constexpr int crowd = 256, threads = Team::threads;
-    static_assert(FineBins::count == 4 * threads);
+    constexpr int crowd = 256, threads = Team::threads, bin_bits = 11;
+    static_assert(FineBins::count == 4 * threads && FineBins::count == 1 << bin_bits);
     const DecodePlan& plan   = call.plan;
     const int         places = plan.splits * plan.places, listed = places + more;
     const int         room   = plan.keep + crowd;
-    int* const        ends   = bin_ends();
+    int* const        bins   = bin_counts();
     Entry* const      list   = ranked_list();
     Entry* const      sorted = list + listed;
-    const int         thread = Team::rank(), best_first = threads - 1 - thread;  // four bins each, the best ones first
-    const FineBins    bin_of{state.row_bins[row]};
+    // Of what is in the list: its bin, and how many came there before it; all ones where there is no candidate.
+    std::uint32_t* const where  = reinterpret_cast<std::uint32_t*>(sorted + room);
+    const int            thread = Team::rank(), best_first = threads - 1 - thread;  // four bins each, the best ones first
+    const FineBins       bin_of{state.row_bins[row]};
     for (int i = thread; i < more; i += threads)
       list[places + i] = __ldcg(plan.candidates + tile.row_number(call, row) * plan.list_capacity + i);
     Team::sync();
-    constexpr int together = 5;  // places of a thread side by side: their chains of dependent instructions overlap
-    // Calls use(what lies in the places, which of them are taken).
-    const auto for_each_place = [&](const auto& use) {
+    constexpr int together = 3;  // places of a thread side by side: their chains of dependent instructions overlap
 #pragma unroll 1
-      for (int first = thread; first < listed; first += together * threads) {
-        Entry entry[together];
-        bool  taken[together];
+    for (int first = thread; first < listed; first += together * threads) {
+      int  bin[together], before[together];
+      bool real[together];
 #pragma unroll
-        for (int u = 0; u < together; ++u) {
-          const bool inside = first + u * threads < listed;
-          const int  at = inside ? first + u * threads : first, place = at & (plan.places - 1);
-          entry[u]        = list[at];
-          const int count = static_cast<int>(list[at - place]);
-          taken[u]        = inside & ((at >= places) | ((place > 0) & (place <= count)));
-        }
-        use(entry, taken);
+      for (int u = 0; u < together; ++u) {
+        const bool inside = first + u * threads < listed;
+        const int  at = inside ? first + u * threads : first, place = at & (plan.places - 1);
+        const int  taken = static_cast<int>(list[at - place]);
+        real[u]          = inside & ((at >= places) | ((place > 0) & (place <= taken)));
+        bin[u]           = bin_of(score_of(list[at]));
       }
-    };
-    for_each_place([&](const Entry(&entry)[together], const bool(&taken)[together]) {
 #pragma unroll
-      for (int u = 0; u < together; ++u) ptx::atom_shared_add_if(taken[u], ends + bin_of(score_of(entry[u])), 1);
-    });
+      for (int u = 0; u < together; ++u) before[u] = ptx::atom_shared_add_if(real[u], bins + bin[u], 1);
+#pragma unroll
+      for (int u = 0; u < together; ++u)
+        if (first + u * threads < listed)
+          where[first + u * threads] = real[u] ? static_cast<std::uint32_t>(before[u] << bin_bits | bin[u]) : 0xffffffffu;
+    }
     Team::sync();
-    const int4 count   = reinterpret_cast<const int4*>(ends)[best_first];
-    const int  better  = Team::exclusive_sum(exchange(), count.x + count.y + count.z + count.w);
-    const int4 begin   = {better + count.w + count.z + count.y, better + count.w + count.z, better + count.w, better};
-    const auto crowded = [&](int before, int inside) { return before < plan.keep && inside > crowd; };
-    reinterpret_cast<int4*>(ends)[best_first] = begin;
-    if (Team::any(crowded(begin.x, count.x) || crowded(begin.y, count.y) || crowded(begin.z, count.z) || crowded(begin.w, count.w)))
-      return false;
-    for_each_place([&](const Entry(&entry)[together], const bool(&taken)[together]) {
-      int place[together];
-#pragma unroll
-      for (int u = 0; u < together; ++u) place[u] = ptx::atom_shared_add_if(taken[u], ends + bin_of(score_of(entry[u])), 1);
-#pragma unroll
-      for (int u = 0; u < together; ++u) ptx::st_shared_if(taken[u] & (place[u] < room), sorted + place[u], entry[u]);
-    });
+    const int4 own                            = reinterpret_cast<const int4*>(bins)[best_first];
+    const int  better                         = Team::exclusive_sum(exchange(), own.x + own.y + own.z + own.w);
+    const int4 begin                          = {better + own.w + own.z + own.y, better + own.w + own.z, better + own.w, better};
+    const auto crowded                        = [&](int before, int inside) { return before < plan.keep && inside > crowd; };
+    reinterpret_cast<int4*>(bins)[best_first] = begin;
+    if (best_first == 0) bins[-1] = begin.x + own.x;
+    if (Team::any(crowded(begin.x, own.x) || crowded(begin.y, own.y) || crowded(begin.z, own.z) || crowded(begin.w, own.w))) return false;
+#pragma unroll 5
+    for (int i = thread; i < listed; i += threads) {
+      const std::uint32_t place = bins[where[i] % FineBins::count] + (where[i] >> bin_bits);
+      if (place < static_cast<std::uint32_t>(room)) sorted[place] = list[i];
+    }
     Team::sync();
     const TopkOutput& output = call.output;
     const TopkRow     out(output, tile.batch, tile.first_row + row);
-    const int         all = ends[0];
+    const int         all = bins[-1];
     for (int i = thread; i < min(all, room); i += threads) {
       const Entry entry = sorted[i];
-      const int   bin = bin_of(score_of(entry)), first = ends[bin + 1], end = ends[bin];
+      const int   bin = bin_of(score_of(entry)), first = bins[bin], end = bins[bin - 1];
       if (first >= output.top_k) break;
       int rank = first;
       for (int other = first; other < end; ++other) rank += sorted[other] > entry ? 1 : 0;

@@ -2,6 +2,7 @@
 #include <cuda.h>
 
 #include <cstdint>
+#include <limits>
 
 #include "sm90/indexer/decode.hpp"
 #include "sm90/indexer/rows.cuh"
@@ -63,18 +64,27 @@ struct DecodeBins {
 
   float low, scale;  // scale 0: all in one bin
 
-  __device__ int operator()(float score) const { return bin<1>(score); }
+  __device__ int operator()(float score) const { return bin<1>(position(score)); }
+  /// A score's distance from `low` in linear bins.  The intrinsics are not fused with what made the score: a score must fall into one bin
+  /// wherever it is asked for.
+  __device__ float position(float score) const { return __fmul_rn(__fsub_rn(score, low), scale); }
   /// Each bin in so many, a power of 2.
   template <int Fineness>
-  __device__ int bin(float score) const {
-    // The intrinsics are not fused with what made the score: a score must fall into one bin wherever it is asked for.
-    const float   at    = __fmul_rn(__fsub_rn(score, low), scale);
+  __device__ static int bin(float at) {
     constexpr int shift = 23 - log2_of(Fineness * of_doubling), first_beyond = Fineness * linear;
     const int     near = max(0, __float2int_rz(at * static_cast<float>(Fineness)));
     const int     far =
         min(first_beyond + ((__float_as_int(at) - __float_as_int(static_cast<float>(linear))) >> shift), Fineness * decode::bins - 1);
     return at >= static_cast<float>(linear) ? far : min(near, first_beyond - 1);  // NaN goes to bin 0
   }
+  /// The least position in a bin, so that a score need not be put in its bin to be compared with it; of bin 0 negative infinity.
+  __device__ static float least_position(int bin) {
+    if (bin <= linear) return bin == 0 ? -std::numeric_limits<float>::infinity() : static_cast<float>(bin);
+    return __int_as_float(__float_as_int(static_cast<float>(linear)) + ((bin - linear) << (23 - log2_of(of_doubling))));
+  }
+
+  /// Whether a position is in that bin or a better one; where the bin is 0, NaN is.
+  __device__ static bool reaches(float position, float least) { return fmaxf(position, -std::numeric_limits<float>::infinity()) >= least; }
 
  private:
   static constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
@@ -86,7 +96,19 @@ struct FineBins {
 
   DecodeBins bins;
 
-  __device__ int operator()(float score) const { return bins.bin<fineness>(score); }
+  __device__ int operator()(float score) const { return bins.bin<fineness>(bins.position(score)); }
+};
+
+/// A key tile in a stage, or the word that there are no more.
+struct StagedTile {
+  std::int32_t word;
+
+  __device__ static StagedTile end() { return {-1}; }
+  __device__ static StagedTile of(std::int32_t number, bool is_counted) { return {number * 2 + (is_counted ? 1 : 0)}; }
+
+  __device__ bool is_end() const { return word < 0; }
+  __device__ std::int32_t number() const { return word >> 1; }  // among all key tiles
+  __device__ bool         is_counted() const { return word % 2 != 0; }
 };
 
 /// Scores of a sample of keys.
@@ -104,10 +126,10 @@ struct DecodeState {
   float         key_scales[decode::most_stages][decode::keys];
   RowKeys       rows[decode::most_rows];
   DecodeBins    row_bins[decode::most_rows];
-  std::uint32_t least[decode::most_rows];  // the image of the least candidate
+  float         least[decode::most_rows];  // where candidates begin among the bins
   std::int32_t  listed[decode::most_rows];
-  std::int32_t  stage_tile[decode::most_stages];  // its number among all key tiles; -1: there are no more
-  std::int32_t  tiles[most_decode_tiles];         // that the team has had, in their order
+  StagedTile    stage_tile[decode::most_stages];
+  std::int32_t  tiles[most_decode_tiles];  // that the team has had, in their order
   std::int32_t  tile_count, claimed;
   std::int32_t  first_listed[decode::math_warps];  // each math warp lists candidates from the team's so-manyth tile on
   std::int32_t  is_chosen;
