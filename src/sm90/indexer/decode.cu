@@ -202,24 +202,22 @@ struct DecodeKernel {
       initialise(state, scratch, warp, lane, own_row);
       ptx::bar_sync(decode::ready_barrier, decode::team_threads);
       DecodeMath<Row, Columns>(call, tile, state, scratch, warp, lane).run();
-      ptx::bar_sync(decode::scored_barrier, decode::team_threads);
+      ptx::bar_sync(decode::scored_barrier, decode::math_threads + decode::count_threads);
       DecodeSelection{call, tile, state, scratch}.select_rows();
     } else {
       ptx::setmaxnreg_dec<decode::other_registers>();
       if (warp == decode::load_warp) {
         if (lane == 0) initialise_ring(state);
         __syncwarp();
-        ptx::bar_arrive(decode::ready_barrier, decode::team_threads);
+        ptx::bar_sync(decode::ready_barrier, decode::team_threads);
         load_keys<Row>(call, tile, state, scratch, lane);
-        __syncwarp();
       } else {
         ptx::bar_sync(decode::ready_barrier, decode::team_threads);
         if (tile.key_tiles > 0) load_sample<Row>(call, tile, state, scratch, (warp - decode::first_count_warp) * 32 + lane);
         count_scores(call, tile, state, scratch, warp - decode::first_count_warp, lane);
         list_earlier(call, tile, state, lane);
+        ptx::bar_sync(decode::scored_barrier, decode::math_threads + decode::count_threads);
       }
-      // The loading warp, too: without keys it would end while others wait at the barrier that it only arrived at.
-      ptx::bar_sync(decode::scored_barrier, decode::team_threads);
     }
   }
 
