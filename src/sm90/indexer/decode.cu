@@ -196,27 +196,27 @@ struct DecodeKernel {
     auto&            state = *reinterpret_cast<DecodeState*>(scratch + call.scratch.state);
     RowKeys          own_row;
     const DecodeTile tile(call, team.league_rank(), lane, own_row);
+    if (warp < decode::math_warps)
+      initialise(state, scratch, warp, lane, own_row);
+    else if (warp == decode::load_warp && lane == 0)
+      initialise_ring(state);
+    __syncthreads();
     // One branch a warpgroup: each divides the registers once.
     if (warp < decode::math_warps) {
       ptx::setmaxnreg_inc<decode::math_registers>();
-      initialise(state, scratch, warp, lane, own_row);
-      ptx::bar_sync(decode::ready_barrier, decode::team_threads);
       DecodeMath<Row, Columns>(call, tile, state, scratch, warp, lane).run();
       ptx::bar_sync(decode::scored_barrier, decode::math_threads + decode::count_threads);
       DecodeSelection{call, tile, state, scratch}.select_rows();
     } else {
       ptx::setmaxnreg_dec<decode::other_registers>();
       if (warp == decode::load_warp) {
-        if (lane == 0) initialise_ring(state);
-        __syncwarp();
-        ptx::bar_sync(decode::ready_barrier, decode::team_threads);
         load_keys<Row>(call, tile, state, scratch, lane);
       } else {
-        ptx::bar_sync(decode::ready_barrier, decode::team_threads);
         if (tile.key_tiles > 0) load_sample<Row>(call, tile, state, scratch, (warp - decode::first_count_warp) * 32 + lane);
         count_scores(call, tile, state, scratch, warp - decode::first_count_warp, lane);
         list_earlier(call, tile, state, lane);
-        ptx::bar_sync(decode::scored_barrier, decode::math_threads + decode::count_threads);
+        __syncwarp();
+        ptx::bar_arrive(decode::scored_barrier, decode::math_threads + decode::count_threads);
       }
     }
   }

@@ -31,7 +31,7 @@ constexpr int bins        = 512;
 constexpr int count_polls = 100, end_polls = 1000;
 
 // Named barriers; 0 is the selection's.
-constexpr int ready_barrier = 1, scored_barrier = 2, group_barrier = 3;
+constexpr int scored_barrier = 1, group_barrier = 2;
 
 }  // namespace decode
 
