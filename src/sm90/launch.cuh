@@ -31,7 +31,7 @@ __device__ inline unsigned char* aligned_scratch(const Member& team, int bytes) 
 __device__ inline void exit_thread() { asm volatile("exit;"); }
 
 #if KOKKOS_VERSION < 50000
-/// Held while Kokkos' limit, one for all threads, is another one.
+/// Held while the limit below, which all host threads share, is raised: until the kernel is launched, callbacks of Kokkos Tools included.
 inline std::mutex& scratch_limit_mutex() {
   static std::mutex mutex;
   return mutex;

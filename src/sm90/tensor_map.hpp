@@ -36,7 +36,7 @@ std::string no_whole_vectors(const std::string& name, const void*               
     if (extents[d] == 1) continue;
     const std::int64_t bytes = strides[d] * element_size;
     if (bytes == 0) return name + " has a stride of 0 over " + std::to_string(extents[d]) + " entries";
-    if (bytes < 0 || bytes >= std::int64_t{1} << 40) return name + " has a stride of 2^40 bytes or more";
+    if (bytes < 0 || bytes >= std::int64_t{1} << 40) return name + " has a stride below 0 or of 2^40 bytes or more";
     multiples = multiples && bytes % 16 == 0;
   }
   return multiples ? "" : name + "'s base or strides are no multiples of 16 bytes";

@@ -15,7 +15,7 @@ class Differentiator : GradientWarp<Tile> {
   using Base::Base;
 
   __device__ void run() {
-    if (group() == 1) end_turn();
+    if (group() == 1) end_turn();  // the other one has the first turn
     this->for_each_piece([this](const GradientPiece& piece) { differentiate(piece); });
   }
 
@@ -102,10 +102,10 @@ class Differentiator : GradientWarp<Tile> {
     }
   }
 
-  // Named barriers: whose turn it is to multiply gradients of queries, values and keys.
-  __device__ static int turn_of(int group) { return 1 + group; }
-  __device__ void       wait_for_turn() const { ptx::bar_sync(turn_of(group()), 32 * Tile::math_warps); }
-  __device__ void       end_turn() const { ptx::bar_arrive(turn_of(1 - group()), 32 * Tile::math_warps); }
+  // Named barriers: which warpgroup may multiply gradients of queries, values and keys.
+  __device__ static int products_turn(int group) { return 1 + group; }
+  __device__ void       wait_for_turn() const { ptx::bar_sync(products_turn(group()), 32 * Tile::math_warps); }
+  __device__ void       end_turn() const { ptx::bar_arrive(products_turn(1 - group()), 32 * Tile::math_warps); }
 
   /// The gradient of the queries of the step before step n.  Before the first one keys stand for what nobody has shared, and nothing is
   /// made of the product: with a branch around it ptxas would serialise all.

@@ -51,7 +51,8 @@ struct GradientTile {
 
   static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
   static constexpr int key_bytes = panels * key_panel_bytes, query_bytes = panels * query_panel_bytes;
-  // Shared scores: one warpgroup is ahead of the other by part of a step.  Short rows leave no room for a third place.
+  // Shared scores.  A third place changes nothing at 128 (docs/kernel-notes.md), but was there when this form was chosen; at 64 plain
+  // scores leave no room for it.
   static constexpr int query_stages = 2, grad_out_stages = 2, score_stages = dim == 128 ? 3 : 2;
   static constexpr int score_bytes = queries / 64 * keys * panel_row_bytes;  // panels of 64 queries: a row a key, a column a query
 

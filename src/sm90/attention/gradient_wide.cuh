@@ -133,7 +133,7 @@ class WideDifferentiator : GradientWarp<Tile> {
         gradients, [&](int i) { return one_of<Element>(weights[i / 2], i % 2); }, step, shared_.shift[query_at_.slot],
         shared_.share[query_at_.slot]);
     ptx::mbarrier_wait(&shared_.scores_empty[score_at_.slot], score_at_.round ^ 1);
-    store_words(gradients, Base::scores_at(score_at_.slot) + Tile::gradients_place);
+    store_rounded(gradients, Base::scores_at(score_at_.slot) + Tile::gradients_place);
     ptx::fence_proxy_async();
     release(&shared_.scores_full[score_at_.slot]);
     wait(shared_.scores_full, score_at_);
@@ -169,7 +169,7 @@ class WideDifferentiator : GradientWarp<Tile> {
     }
     ptx::wgmma_commit_group();
   }
-  __device__ void store_words(const float (&values)[count], int to) const {
+  __device__ void store_rounded(const float (&values)[count], int to) const {
 #pragma unroll
     for (int i = 0; i < count / 2; ++i) *this->word(to, i) = two_of<Element>(values[2 * i], values[2 * i + 1]);
   }
@@ -179,9 +179,9 @@ class WideDifferentiator : GradientWarp<Tile> {
     if constexpr (!plain) {
       float of_slopes[count];
       gradient.split(weights, of_slopes, step, share);
-      store_words(of_slopes, Base::scores_at(at.slot) + Tile::slopes_place);
+      store_rounded(of_slopes, Base::scores_at(at.slot) + Tile::slopes_place);
     }
-    store_words(weights, Base::scores_at(at.slot) + Tile::weights_place);
+    store_rounded(weights, Base::scores_at(at.slot) + Tile::weights_place);
     ptx::fence_proxy_async();
     release(&shared_.weights_full[at.slot]);
   }

@@ -295,7 +295,8 @@ struct DecodeSelection {
 
   // Where a list is ranked.
   __device__ auto& exchange() const { return *reinterpret_cast<typename Team::Exchange*>(scratch); }
-  // Of the bins: how many candidates each has, then how many are in better ones; [-1] of all.
+  // Of the bins, the worst one first: how many candidates each has, then how many are in better ones, so that a bin's end is at the bin
+  // before it; [-1] of all.
   __device__ int*   bin_counts() const { return reinterpret_cast<int*>(&exchange() + 1) + 4; }
   __device__ Entry* ranked_list() const { return reinterpret_cast<Entry*>(bin_counts() + FineBins::count); }
 

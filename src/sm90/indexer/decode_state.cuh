@@ -64,7 +64,6 @@ struct DecodeBins {
 
   float low, scale;  // scale 0: all in one bin
 
-  __device__ int operator()(float score) const { return bin<1>(position(score)); }
   /// A score's distance from `low` in linear bins.  The intrinsics are not fused with what made the score: a score must fall into one bin
   /// wherever it is asked for.
   __device__ float position(float score) const { return __fmul_rn(__fsub_rn(score, low), scale); }
