@@ -104,8 +104,14 @@ class Differentiator : GradientWarp<Tile> {
 
   // Named barriers: which warpgroup may multiply gradients of queries, values and keys.
   __device__ static int products_turn(int group) { return 1 + group; }
-  __device__ void       wait_for_turn() const { ptx::bar_sync(products_turn(group()), 32 * Tile::math_warps); }
-  __device__ void       end_turn() const { ptx::bar_arrive(products_turn(1 - group()), 32 * Tile::math_warps); }
+  __device__ void       wait_for_turn() const {
+    __syncwarp();
+    ptx::bar_sync(products_turn(group()), 32 * Tile::math_warps);
+  }
+  __device__ void end_turn() const {
+    __syncwarp();
+    ptx::bar_arrive(products_turn(1 - group()), 32 * Tile::math_warps);
+  }
 
   /// The gradient of the queries of the step before step n.  Before the first one keys stand for what nobody has shared, and nothing is
   /// made of the product: with a branch around it ptxas would serialise all.
@@ -143,6 +149,7 @@ class Differentiator : GradientWarp<Tile> {
   /// Gradients of scores for both warpgroups.
   __device__ void share(const std::uint32_t (&gradients)[count / 2]) {
     ptx::mbarrier_wait(&shared_.scores_empty[score_at_.slot], score_at_.round ^ 1);
+    __syncwarp();
     this->store_words(scores_at(score_at_.slot), gradients);
     ptx::fence_proxy_async();
     release(&shared_.scores_full[score_at_.slot]);
