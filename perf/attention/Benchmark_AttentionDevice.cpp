@@ -87,6 +87,7 @@ void add_attention_device_benchmarks(const Exec& exec, const std::string& space)
   };
   for (const std::int64_t head_dim : {64, 128, 256})
     for (const bool causal : {false, true}) add_cases(exec, space, shape(head_dim, causal), Level::hopper);
+  for (const bool causal : {false, true}) add_backward(exec, space, shape(512, causal), true, Level::hopper);
   // Head dimensions that run as the next larger tile's do, 192 backward only.
   for (const std::int64_t head_dim : {32, 96, 192}) {
     add_forward(exec, space, shape(head_dim, true), Level::hopper);
@@ -96,7 +97,7 @@ void add_attention_device_benchmarks(const Exec& exec, const std::string& space)
     for (const bool causal : {false, true}) add_e4m3(exec, space, shape(head_dim, causal));
   for (const bool causal : {false, true}) add_cases(exec, space, shape(128, causal), Level::portable);
   for (const Biases biases : {Biases::slopes_and_table, Biases::mask_of_keys, Biases::mask_of_pairs}) {
-    for (const std::int64_t head_dim : {64, 128, 256}) add_biased(exec, space, shape(head_dim, true), biases, Level::hopper);
+    for (const std::int64_t head_dim : {64, 128, 256, 512}) add_biased(exec, space, shape(head_dim, true), biases, Level::hopper);
     add_biased(exec, space, shape(128, true), biases, Level::portable);
   }
   // Multi-query heads of 512 numbers, with a sliding window and with every key; values of their own, or the keys.
@@ -105,7 +106,10 @@ void add_attention_device_benchmarks(const Exec& exec, const std::string& space)
       AttentionShape wide{.length = 16384, .heads = heads, .head_dim = 512, .causal = true, .key_heads = 1, .window = 128};
       wide.values_are_keys = values_are_keys;
       add_forward(exec, space, wide, Level::hopper);
-      if (heads == 64 && !values_are_keys) add_forward(exec, space, wide, Level::portable);
+      if (heads == 64 && !values_are_keys) {
+        add_forward(exec, space, wide, Level::portable);
+        for (const Level level : {Level::hopper, Level::portable}) add_backward(exec, space, wide, true, level);
+      }
       wide.window = wide.length;
       if (heads == 64) add_forward(exec, space, wide, Level::hopper);
     }

@@ -1,8 +1,10 @@
-"""PyTorch's scaled_dot_product_attention on a CUDA device, backends cuDNN and flash, forward and backward, on the shapes of Tributary's
-benchmark (16384 tokens, heads of 2048 numbers together), bfloat16; timed beside the device's own matrix product as the benchmark is.
+"""PyTorch's scaled_dot_product_attention on a CUDA device, backends cuDNN and flash (beyond 256 components: efficient), forward and
+backward, on the shapes of Tributary's benchmark (16384 tokens, heads of 2048 numbers together), bfloat16; timed beside the device's own
+matrix product as the benchmark is.
 
   python attention_torch_cuda.py                                 # every case of the benchmark, a line of JSON each
   python attention_torch_cuda.py --filter forward.*D128 --length 8192
+  python attention_torch_cuda.py --head-dims 512 --backends efficient --filter backward
 """
 
 import argparse
@@ -15,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import device_inputs
 import device_timing
 
-BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
 
 
 def time_case(name, backend, direction, length, heads, head_dim, causal):
@@ -36,7 +38,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=16384)
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128, 256])
-    parser.add_argument("--backends", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
+    parser.add_argument("--backends", nargs="+", choices=list(BACKENDS), default=["cudnn", "flash"])
     parser.add_argument("--filter", default="", help="a regular expression that a case's name must contain")
     args = parser.parse_args()
     for head_dim in args.head_dims:

@@ -4,8 +4,8 @@
 #include "attention/RandomOptions.hpp"
 
 // The Hopper level of attention where its work is cut: forward tiles of 128 or 192 queries and 64 to 160 keys, backward ones of 64 or 128
-// queries and 128 keys, or 256 that five teams share; forward beyond 256, tiles of 64 rows, heads times queries, and 64 keys; sequences
-// that end within them, work items in sections.  In builds without that level there is nothing here.
+// queries and 128 keys, or 256 that five or ten teams share; forward beyond 256, tiles of 64 rows, heads times queries, and 64 keys;
+// sequences that end within them, work items in sections.  In builds without that level there is nothing here.
 
 namespace TributaryTest {
 namespace {
@@ -136,7 +136,10 @@ void gradients_of_lengths(std::uint32_t stream) {
                                             {192, 192},
                                             {72, 200},
                                             {256, 256},
-                                            {256, 64}})
+                                            {256, 64},
+                                            {512, 512},
+                                            {264, 72},
+                                            {64, 320}})
     for (int i = 0; i < 8 && !testing::Test::HasFailure(); ++i) {
       const auto in = case_of_edges<Element>(random, head_dim, value_dim);
       AttentionHopper::expect_backward(in, random);
@@ -151,7 +154,7 @@ void gradients_of_random_options(std::uint32_t stream) {
   Random random(stream);
   for (int i = 0; i < 80 && !testing::Test::HasFailure(); ++i) {
     SCOPED_TRACE("case " + std::to_string(i));
-    auto in = with_random_options<Element>(random, aligned_shape(random, {8, 32, 64, 80, 96, 128, 192, 256}));
+    auto in = with_random_options<Element>(random, aligned_shape(random, {8, 32, 64, 80, 96, 128, 192, 256, 264, 512}));
     if (random.coin()) {
       in.options.query_offset = random.integer(-50, 200);
       in.options.key_offset   = random.integer(0, 100);
@@ -165,7 +168,7 @@ TEST_F(AttentionHopper, GradientsOfRandomOptionsOfHalf) { gradients_of_random_op
 TEST_F(AttentionHopper, GradientsOfManyTilesAgreeWithThePortableLevelAndRepeat) {
   SCOPED_TRACE(seed_text());
   Random random(116);
-  for (const std::int64_t dim : {64, 128, 192, 256})
+  for (const std::int64_t dim : {64, 128, 192, 256, 512})
     for (const bool causal : {false, true}) {
       SCOPED_TRACE("dim " + std::to_string(dim) + (causal ? ", causal" : ""));
       AttentionCase<bfloat16_t> in({2, 1500, 1700, 16, 8, dim, dim}, random);
@@ -197,7 +200,7 @@ template <class Element>
 void gradients_of_biases(std::uint32_t stream) {
   SCOPED_TRACE(seed_text());
   Random random(stream);
-  for (const std::int64_t dim : {64, 128, 256})
+  for (const std::int64_t dim : {64, 128, 256, 512})
     for (const bool of_batch : {false, true})
       for (const bool of_heads : {false, true})
         for (const bool of_queries : {false, true}) {
@@ -223,7 +226,7 @@ TEST_F(AttentionHopper, GradientsOfBiasesOfHalf) { gradients_of_biases<half_t>(1
 TEST_F(AttentionHopper, GradientsOfBiasesOfPackedSequences) {
   SCOPED_TRACE(seed_text());
   Random random(125);
-  for (const std::int64_t dim : {64, 128, 256})
+  for (const std::int64_t dim : {64, 128, 256, 512})
     for (const std::int64_t mask_rows : {1, 700}) {
       AttentionCase<bfloat16_t> in({1, 700, 900, 4, 2, dim, dim}, random);
       in.cu_seqlens_q  = {0, 130, 130, 300, 301, 700};
@@ -240,7 +243,7 @@ TEST_F(AttentionHopper, GradientsOfBiasesOfPackedSequences) {
 TEST_F(AttentionHopper, GradientsOfBiasesOfManyTilesAgreeWithThePortableLevelAndRepeat) {
   SCOPED_TRACE(seed_text());
   Random random(126);
-  for (const std::int64_t dim : {128, 256})
+  for (const std::int64_t dim : {128, 256, 512})
     for (const bool of_queries : {false, true}) {
       SCOPED_TRACE("dim " + std::to_string(dim) + (of_queries ? ", mask of queries" : ""));
       AttentionCase<bfloat16_t> in({2, 1500, 1700, 8, 2, dim, dim}, random);

@@ -93,7 +93,7 @@ class BackwardRun {
 
   void run(Settings settings) {
     settings.races = true;
-    if (std::max(o_.head_dim, o_.value_dim) > 128) settings.processors += 4;  // room for a crew of five teams
+    if (const int dim = std::max(o_.head_dim, o_.value_dim); dim > 128) settings.processors += dim > 256 ? 9 : 4;  // room for a crew
     set(settings);
     for (const Gradient* const gradient : {&query_, &key_, &value_}) std::fill(gradient->bits.begin(), gradient->bits.end(), untouched);
     Tributary::AttentionGradients               wanted{};
@@ -313,7 +313,7 @@ void run_and_check(const EmulatedOptions& options, std::uint64_t stream) {
 
 TEST(AttentionBackwardEmulated, EveryTile) {
   std::uint64_t stream = 0;
-  for (const auto& [head_dim, value_dim] : {std::pair{64, 64}, {128, 128}, {64, 128}, {256, 256}, {192, 128}})
+  for (const auto& [head_dim, value_dim] : {std::pair{64, 64}, {128, 128}, {64, 128}, {256, 256}, {192, 128}, {512, 512}, {264, 64}})
     for (const ElementType type : {ElementType::float16, ElementType::bfloat16})
       for (const int kind : {0, 1, 2}) {  // plain, causal, biased
         EmulatedOptions options{.type = type, .queries = 130, .keys = 200, .heads = 2, .head_dim = head_dim, .value_dim = value_dim};
@@ -327,8 +327,9 @@ TEST(AttentionBackwardEmulated, EveryTile) {
 }
 
 TEST(AttentionBackwardEmulated, RandomOptions) {
-  const std::vector<std::pair<int, int>> dims    = {{64, 64},   {128, 128}, {40, 40},   {96, 40},  {8, 120},  {64, 7},   {5, 3},
-                                                    {127, 127}, {256, 256}, {192, 192}, {40, 200}, {136, 64}, {255, 129}};
+  const std::vector<std::pair<int, int>> dims    = {{64, 64},   {128, 128}, {40, 40},   {96, 40},   {8, 120},  {64, 7},
+                                                    {5, 3},     {127, 127}, {256, 256}, {192, 192}, {40, 200}, {136, 64},
+                                                    {255, 129}, {512, 512}, {320, 512}, {40, 257}};
   const std::vector<int>                 lengths = {1, 2, 15, 63, 64, 65, 100, 127, 128, 129, 191, 193, 256, 257};
   for (std::uint64_t stream = 1000; stream < 1000 + 120; ++stream) {
     Random          random(stream);
@@ -345,7 +346,7 @@ TEST(AttentionBackwardEmulated, PackedSequencesAndHiddenKeysWithoutNumbers) {
     options.sequences = stream % 2 == 0 ? 5 : 0;
     options.key_keep  = stream % 3 != 0;
     options.right     = stream % 5 == 0 ? 0 : -1;
-    options.head_dim = options.value_dim = stream % 4 == 0 ? 128 : stream % 4 == 1 ? 256 : 64;
+    options.head_dim = options.value_dim = stream % 4 == 0 ? 128 : stream % 4 == 1 ? 256 : stream % 4 == 2 ? 512 : 64;
     options.processors                   = 3;
     run_and_check(options, stream);
     if (HasFailure()) return;
@@ -358,7 +359,7 @@ TEST(AttentionBackwardEmulated, CausalBlocksInBothOrders) {
     EmulatedOptions options{.queries = 320, .keys = 260, .heads = 6, .key_heads = stream % 2 == 0 ? 6 : 3};
     options.right    = stream % 3 == 0 ? 70 : 0;
     options.section  = 1 + static_cast<int>(stream % 2);
-    options.head_dim = options.value_dim = stream % 4 == 0 ? 64 : stream % 4 == 1 ? 128 : 256;
+    options.head_dim = options.value_dim = stream % 4 == 0 ? 64 : stream % 4 == 1 ? 128 : stream % 4 == 2 ? 256 : 512;
     options.sequences                    = stream % 5 == 0 ? 3 : 0;
     options.processors                   = 1 + static_cast<int>(stream % 4);
     run_and_check(options, stream);
@@ -367,7 +368,8 @@ TEST(AttentionBackwardEmulated, CausalBlocksInBothOrders) {
 }
 
 TEST(AttentionBackwardEmulated, BiasesOfRandomOptions) {
-  const std::vector<std::pair<int, int>> dims    = {{64, 64}, {128, 128}, {40, 40}, {8, 120}, {5, 3}, {127, 127}, {256, 256}, {192, 128}};
+  const std::vector<std::pair<int, int>> dims    = {{64, 64},   {128, 128}, {40, 40},   {8, 120},   {5, 3},
+                                                    {127, 127}, {256, 256}, {192, 128}, {512, 512}, {64, 300}};
   const std::vector<int>                 lengths = {1, 2, 15, 63, 64, 65, 100, 127, 128, 129, 191, 193, 257};
   for (std::uint64_t stream = 4000; stream < 4000 + 50; ++stream) {
     Random          random(stream);
@@ -406,7 +408,7 @@ TEST(AttentionBackwardEmulated, BiasesOfMasksBroadcastAlongAnything) {
 
 TEST(AttentionBackwardEmulated, SameBitsOfBiasesOnEverySchedule) {
   for (const bool of_queries : {false, true})
-    for (const int dim : {64, 256}) {
+    for (const int dim : {64, 256, 512}) {
       EmulatedOptions options{.queries = 200, .keys = 300, .heads = 2, .sequences = 3, .additive_mask = true, .float_output = true};
       options.head_dim = options.value_dim = dim;
       options.alibi = options.relative_bias = options.bias_gradients = true;
@@ -427,7 +429,7 @@ TEST(AttentionBackwardEmulated, SameBitsOfBiasesOnEverySchedule) {
 }
 
 TEST(AttentionBackwardEmulated, SameBitsOnEverySchedule) {
-  for (const int dim : {64, 128, 256}) {
+  for (const int dim : {64, 128, 256, 512}) {
     EmulatedOptions options{.queries = 150, .keys = 400, .heads = 2, .sequences = 3, .float_output = true};
     options.head_dim = options.value_dim = dim;
     if (dim == 128) options.right = 0, options.section = 1;

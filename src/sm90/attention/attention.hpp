@@ -67,9 +67,9 @@ struct AttentionBackwardPlan {
   std::int32_t  teams;
   void*         maps;       // of queries, keys, values and gradients of outputs, for the copy engine
   std::int32_t* next_item;  // the queue of work items
-  std::int32_t* turns;      // [batch][slot][head]: blocks of keys that have been added
-  // Beyond 128 components only, where teams form crews (gradient_crew.cuh): their states, the next team's number, and gradients of scores
-  // on their way from team to team.
+  std::int32_t* turns;      // [batch][slot][head][halves of the columns]: blocks of keys that have been added; halves only beyond 256
+  // Beyond 128 components only, where teams form crews (gradient_crew.cuh): their states, the next team's number, and weights and
+  // gradients of scores on their way from team to team.
   void*          crews;
   std::int32_t*  tickets;
   unsigned char* places;

@@ -7,8 +7,8 @@
 // Gradients of what is added to scores: of the additive mask, of ALiBi's slopes, of the table of relative positions.
 //
 // All are sums of the gradients of scores, which the sweep for queries, keys and values has in registers but no room to add up.  So another
-// kernel makes them again, with two of the sweep's five products: blocks of 128 keys against the stream of queries, by the sweep's own
-// loader and formulas.  It runs only where such a gradient is wanted.
+// kernel makes them again, with two of the sweep's five products: blocks of 128 keys, or 64 beyond 256 components, against the stream of
+// queries, by the sweep's own loader and formulas.  It runs only where such a gradient is wanted.
 //
 // Sums over queries stay with a block of keys: what a key's pairs add to its head's slope, and to a mask that is the same for all queries,
 // in registers; the table's buckets in shared memory, a column a thread, so that nobody adds to what another one adds to.  Gradients of
@@ -274,17 +274,19 @@ void run_dimensions(const Kokkos::Cuda& exec, const BiasGradientCall& call, cons
     if (wanted.alibi_slopes || wanted.relative_bias || wanted.mask_of_all_queries()) run_sums<Tile>(exec, call, plan, grad_out);
     if (wanted.additive_mask && !wanted.mask_of_all_queries()) run_mask<Tile>(exec, call, wanted.mask, grad_out);
   };
-  if (gradient_dim(call.problem) <= 128)
-    run_both(std::type_identity<BiasGradientTile<Element, 128>>{});
-  else
-    run_both(std::type_identity<BiasGradientTile<Element, 256>>{});
+  switch (gradient_dim(call.problem)) {
+    case 512: return run_both(std::type_identity<BiasGradientTile<Element, 512>>{});
+    case 256: return run_both(std::type_identity<BiasGradientTile<Element, 256>>{});
+    default: return run_both(std::type_identity<BiasGradientTile<Element, 128>>{});
+  }
 }
 
 }  // namespace
 
 template <class Exec>
 BiasGradientPlan plan_bias_gradients(const Exec&, const AttentionProblem& p, const WantedBiasGradients& wanted, WorkspaceLayout& layout) {
-  BiasGradientPlan   plan{.blocks = (p.keys + bias_gradient_keys - 1) / bias_gradient_keys};
+  const int          block_keys = bias_gradient_keys(gradient_dim(p));
+  BiasGradientPlan   plan{.blocks = (p.keys + block_keys - 1) / block_keys};
   const std::int64_t keys = p.batch * p.heads * p.keys;
   if (wanted.alibi_slopes) plan.alibi_keys = layout.take<float>(keys);
   if (wanted.mask_of_all_queries()) plan.mask_keys = layout.take<float>(keys);

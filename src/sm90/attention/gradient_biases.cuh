@@ -7,19 +7,20 @@
 
 namespace Tributary::Impl::SM90 {
 
-inline constexpr int bias_gradient_keys = 128;  // of a block
+/// Of a block: of rows beyond 256 shared memory holds no more beside their values.
+constexpr int bias_gradient_keys(int dim) { return dim > 256 ? 64 : 128; }
 
-/// Each warpgroup has 64 of the keys.
+/// Each warpgroup that multiplies has 64 of the keys.
 template <class Element_, int Dim>
 struct BiasGradientTile {
   using Element                  = Element_;
   static constexpr Scores scores = Scores::biased;
 
   static constexpr int  dim = Dim, panels = Dim / panel_columns;
-  static constexpr int  keys = bias_gradient_keys, queries = 64;
+  static constexpr int  keys = bias_gradient_keys(Dim), queries = Dim > 256 ? 32 : 64;
   static constexpr bool wide = false;
 
-  static constexpr int groups = 2, math_warps = 4 * groups, team_threads = 128 * (groups + 1);
+  static constexpr int groups = keys / 64, math_warps = 4 * groups, team_threads = 384;
   static constexpr int math_registers = 208, other_registers = 88;
 
   static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
@@ -30,7 +31,7 @@ struct BiasGradientTile {
   static constexpr int piece_users = math_warps;
 
   // Of the table, in one launch: what fits, and T5's 32 in any case.
-  static constexpr int buckets = Dim > 128 ? 32 : 64, bucket_floats = 32 * math_warps;
+  static constexpr int buckets = Dim == 256 ? 32 : 64, bucket_floats = 32 * math_warps;
 
   static constexpr int keys_offset     = 0;
   static constexpr int values_offset   = keys_offset + key_bytes;

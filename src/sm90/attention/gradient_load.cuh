@@ -53,6 +53,13 @@ class GradientLoader {
   /// Of the blocks that `next` says, the keys from the team's first one on.
   template <class Next>
   __device__ void run(const Next& next, int first_key) {
+    run(next, first_key, [this](const GradientPiece& piece) { load(piece); });
+  }
+
+ protected:
+  /// The same; load(piece) loads what the team has of a piece.
+  template <class Next, class Load>
+  __device__ void run(const Next& next, int first_key, const Load& load) {
     see_maps();
     const bool ascending = sequences_ascend();
     for (std::int64_t item = next(); item < call_.items(); item = next())
@@ -65,7 +72,6 @@ class GradientLoader {
     publish({.batch = -1});
   }
 
- protected:
   /// function(piece, whether it is the last one) for what a block of keys has of each sequence.
   template <class Function>
   __device__ void for_each_piece(std::int64_t item, bool ascending, const Function& function) const {
@@ -152,6 +158,36 @@ class GradientLoader {
     ptx::cp_async_bulk_tensor(to, map, full, panel * panel_columns, head, row, batch);
   }
 
+  /// What is known of a step's rows, each lane's.  A query that is none has no weight.
+  class Known {
+   public:
+    __device__ Known(const AttentionBackwardCall& call, const GradientPiece& piece, const GradientStep<Tile>& step, int lane) {
+      const RowStatistics& from = call.statistics;
+      const std::int64_t   at =
+          (piece.batch * std::int64_t{call.problem.heads} + step.head) * call.problem.queries + piece.query_row + step.first_query() + lane;
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        const bool exists = step.first_query() + lane + 32 * i < piece.sequence_queries;
+        lse_[i]           = exists ? from.lse[at + 32 * i] : __int_as_float(0x7f800000);
+        shift_[i]         = exists ? from.shift[at + 32 * i] : 0.0f;
+        if constexpr (Tile::scores == Scores::biased) share_[i] = exists && from.share != nullptr ? from.share[at + 32 * i] : 1.0f;
+      }
+    }
+    __device__ void put(GradientShared<Tile>& shared, int slot, int lane) const {
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        shared.lse[slot][lane + 32 * i]   = Tile::scores == Scores::plain ? lse_[i] * log2_e : lse_[i];
+        shared.shift[slot][lane + 32 * i] = shift_[i];
+        if constexpr (Tile::scores == Scores::biased) shared.share[slot][lane + 32 * i] = share_[i];
+      }
+    }
+
+   private:
+    static constexpr int count = Tile::queries / 32;
+
+    float lse_[count], shift_[count], share_[count];
+  };
+
   const AttentionBackwardCall& call_;
   GradientShared<Tile>&        shared_;
   unsigned char*               scratch_;
@@ -160,28 +196,14 @@ class GradientLoader {
 
  private:
   __device__ void load_queries(const GradientPiece& piece, const GradientStep<Tile>& step) {
-    // What is known of the rows is on its way while the place is still in use.  A query that is none has no weight.
-    const RowStatistics& from = call_.statistics;
-    const std::int32_t   row  = piece.query_row + step.first_query();
-    const std::int64_t   at   = (piece.batch * std::int64_t{call_.problem.heads} + step.head) * call_.problem.queries + row + lane_;
-    float                lse[Tile::queries / 32], shift[Tile::queries / 32], share[Tile::queries / 32];
-#pragma unroll
-    for (int i = 0; i < Tile::queries / 32; ++i) {
-      const bool exists = step.first_query() + lane_ + 32 * i < piece.sequence_queries;
-      lse[i]            = exists ? from.lse[at + 32 * i] : __int_as_float(0x7f800000);
-      shift[i]          = exists ? from.shift[at + 32 * i] : 0.0f;
-      if constexpr (Tile::scores == Scores::biased) share[i] = exists && from.share != nullptr ? from.share[at + 32 * i] : 1.0f;
-    }
+    // What is known of the rows is on its way while the place is still in use.
+    const std::int32_t   row = piece.query_row + step.first_query();
+    const Known          known(call_, piece, step, lane_);
     std::uint64_t* const full = &shared_.queries_full[query_at_.slot];
     ptx::mbarrier_wait(&shared_.queries_empty[query_at_.slot], query_at_.round ^ 1);
     if (lane_ == 0)
       copy_rows(Tile::queries_offset + query_at_.slot * Tile::query_bytes, &call_.maps()->query, full, step.head, row, piece.batch);
-#pragma unroll
-    for (int i = 0; i < Tile::queries / 32; ++i) {
-      shared_.lse[query_at_.slot][lane_ + 32 * i]   = Tile::scores == Scores::plain ? lse[i] * log2_e : lse[i];
-      shared_.shift[query_at_.slot][lane_ + 32 * i] = shift[i];
-      if constexpr (Tile::scores == Scores::biased) shared_.share[query_at_.slot][lane_ + 32 * i] = share[i];
-    }
+    known.put(shared_, query_at_.slot, lane_);
     __syncwarp();
     if (lane_ == 0) ptx::mbarrier_arrive(full);
     query_at_.next();

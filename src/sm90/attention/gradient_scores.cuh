@@ -73,7 +73,8 @@ class GradientScores {
     }
   }
 
-  __device__ float value_factor() const { return !plain && call_.problem.has_dropout ? call_.problem.dropout_scale : 1.0f; }
+  __device__ float        value_factor() const { return value_factor(call_.problem); }
+  __device__ static float value_factor(const AttentionProblem& p) { return !plain && p.has_dropout ? p.dropout_scale : 1.0f; }
 
  private:
   static constexpr bool  plain    = Tile::scores == Scores::plain;

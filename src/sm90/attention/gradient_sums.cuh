@@ -30,8 +30,11 @@ __device__ std::int32_t turn_of(const GradientPiece& piece, const GradientStep<T
 }
 
 /// Adds the parts up in device memory, each at its turn unless the order may differ; one thread of an adder.
+///
+/// \param half  of the columns, where teams share them
 template <class Tile>
-__device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int adder) {
+__device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Tile>& shared, unsigned char* scratch, int adder,
+                            int half = 0) {
   const AttentionProblem&    p                       = call.problem;
   std::uint32_t              sums_round[Tile::slots] = {};
   RingPosition<Tile::adders> adder_at;
@@ -44,7 +47,7 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
     for (std::int32_t n = 0; n < steps; ++n, adder_at.next(), step.next(piece)) {
       if (adder_at.slot != adder) continue;
       const std::int32_t  turn  = turn_of(piece, step);
-      const std::int64_t  at    = (piece.first_slot + step.tile) * std::int64_t{p.heads} + step.head;
+      const std::int64_t  at    = ((piece.first_slot + step.tile) * std::int64_t{p.heads} + step.head) * Tile::halves + half;
       std::int32_t* const turns = call.plan.turns + at;
       if (p.deterministic) {
         while (ptx::ld_acquire(turns) != turn) __nanosleep(20);
@@ -80,13 +83,14 @@ __device__ void add_queries(const AttentionBackwardCall& call, GradientShared<Ti
 struct StartSums {
   AttentionBackwardPlan plan;
   std::int64_t          parts;
+  int                   halves;
   bool                  clear_sums;
 
   KOKKOS_FUNCTION void operator()(const RowPolicy<Kokkos::Cuda>::member_type& team) const {
     const std::int64_t at = team.league_rank(), floats = parts * gradient_part_floats;
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, clear_sums ? floats : 0),
                          [&](const std::int64_t i) { plan.sums[at * floats + i] = 0.0f; });
-    Kokkos::single(Kokkos::PerTeam(team), [&] { plan.turns[at] = 0; });
+    Kokkos::parallel_for(Kokkos::TeamThreadRange(team, halves), [&](const int half) { plan.turns[at * halves + half] = 0; });
   }
 };
 
@@ -96,7 +100,7 @@ struct StoreQueryGradients {
   AttentionProblem      p;
   AttentionBackwardPlan plan;
   GradientOutput        to;
-  int                   panels;
+  int                   panels, halves;
 
   KOKKOS_FUNCTION void operator()(const RowPolicy<Kokkos::Cuda>::member_type& team) const {
     const std::int64_t batch = team.league_rank() / p.queries, row = team.league_rank() % p.queries;
@@ -106,7 +110,7 @@ struct StoreQueryGradients {
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, p.heads * pairs), [&](const std::int32_t i) {
       const std::int32_t head = i / pairs, column = i % pairs * 2;
       const std::int64_t at   = slot * p.heads + head;
-      const bool         some = s.keys > 0 && (!p.deterministic || plan.turns[at] > 0);
+      const bool         some = s.keys > 0 && (!p.deterministic || plan.turns[at * halves] > 0);
       const int          part = q / 64 * panels + column / 64;
       const float* const from =
           plan.sums + (at * (plan.queries / 64) * panels + part) * gradient_part_floats + place_in_part(q % 64, column % 64);

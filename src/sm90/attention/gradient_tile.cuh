@@ -15,16 +15,19 @@ namespace Tributary::Impl::SM90 {
 
 /// The tile's dimension for heads and values of the problem: what is missing comes as zeros.
 constexpr int gradient_dim(const AttentionProblem& p) {
-  const int dim = tile_dim(p.head_dim > p.value_dim ? p.head_dim : p.value_dim);
-  return dim > 128 ? 256 : dim;
+  const std::int32_t most = p.head_dim > p.value_dim ? p.head_dim : p.value_dim;
+  return most > 256 ? 512 : most > 128 ? 256 : tile_dim(most);
 }
 
-/// Teams that work on a block of long rows together: each has wgmma's M of its keys, as many as register files hold gradients of, but the
-/// last one, which has the gradients of queries.
-inline constexpr int crew_makers = 4, crew_teams = crew_makers + 1;
+/// Teams that work on a block of long rows together: makers for each of four times wgmma's M of its keys, as many as register files hold
+/// gradients of, and those that have the gradients of queries.  Beyond 256 components there are two teams in place of each.
+inline constexpr int crew_parts = 4;
+constexpr int        crew_halves(int dim) { return dim > 256 ? 2 : 1; }
+constexpr int        crew_makers(int dim) { return crew_parts * crew_halves(dim); }
+constexpr int        crew_teams(int dim) { return crew_makers(dim) + crew_halves(dim); }
 
 /// Keys of a block: wgmma's M for each of two warpgroups, or of a crew.
-constexpr int gradient_keys(int dim) { return dim > 128 ? crew_makers * 64 : 128; }
+constexpr int gradient_keys(int dim) { return dim > 128 ? crew_parts * 64 : 128; }
 
 /// Queries of a step.  A register file holds the scores of 64 keys x queries of a warpgroup and their gradients beside 64 x (dim + dim)
 /// sums: short rows leave room for 128 queries, unless each pair is worked out on its own.
@@ -67,7 +70,7 @@ struct GradientTile {
   static constexpr int scratch_bytes   = state_offset + state_bytes;
   static_assert(scratch_bytes + scratch_alignment <= largest_scratch(team_threads / 32));
 
-  static constexpr int parts = queries / 64 * panels;  // of the gradient of a step's queries
+  static constexpr int parts = queries / 64 * panels, halves = 1;  // of the gradient of a step's queries
 
   // Slots that parts pass through, one a warpgroup.  Each has its own part, or both multiply the only one and every other one is a
   // warpgroup's.
@@ -91,7 +94,7 @@ struct WideGradientTile {
 
   static constexpr int  dim        = 256;
   static constexpr int  panels     = dim / panel_columns;
-  static constexpr int  block_keys = gradient_keys(dim), keys = block_keys / crew_makers;
+  static constexpr int  block_keys = gradient_keys(dim), keys = block_keys / crew_parts;
   static constexpr int  queries = gradient_queries(dim, TheScores);
   static constexpr bool wide    = true;
 
@@ -123,13 +126,58 @@ struct WideGradientTile {
   static constexpr int score_users = math_warps + 1, piece_users = math_warps + 1;
 };
 
-/// Gradients of queries of a crew's block: each warpgroup has half of their columns, and adds up over all keys of the block.
-template <class Element_>
+/// What a maker of rows beyond 256 does: one of each pair makes weights, and has the gradients of values; the other one makes gradients of
+/// scores of these, and has the gradients of keys.
+enum class LongRole { weighs, differentiates };
+
+/// Rows up to 512: a maker has 64 keys or their values.  Rows of queries and gradients of outputs pass by: of the one kind those that are
+/// multiplied with them, of the other one those of which the gradient is a sum.
+template <class Element_, Scores TheScores, LongRole TheRole>
+struct LongGradientTile {
+  using Element                    = Element_;
+  static constexpr Scores   scores = TheScores;
+  static constexpr LongRole role   = TheRole;
+
+  static constexpr int  dim        = 512;
+  static constexpr int  panels     = dim / panel_columns;
+  static constexpr int  block_keys = gradient_keys(dim), keys = block_keys / crew_parts;
+  static constexpr int  queries = gradient_queries(dim, TheScores);
+  static constexpr bool wide = true, is_long = true;
+
+  static constexpr int groups = 2, math_warps = 4 * groups, team_threads = 128 * (groups + 1);
+  static constexpr int math_registers = 240, other_registers = 24;
+
+  static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
+  static constexpr int key_bytes = panels * key_panel_bytes, query_bytes = panels * query_panel_bytes;
+  // What is made of products: a row a key, a column a query.
+  static constexpr int score_stages = 2, score_bytes = key_panel_bytes;
+  static constexpr int query_stages = 1, grad_out_stages = 1, adders = 1, slots = 1;  // not used
+
+  static constexpr int keys_offset    = 0;  // or values
+  static constexpr int rows_offset    = keys_offset + key_bytes;
+  static constexpr int scores_offset  = rows_offset + 2 * query_bytes;
+  static constexpr int weights_offset = scores_offset + score_stages * score_bytes;  // on their way between the teams of a pair
+  static constexpr int state_offset   = weights_offset + score_bytes;
+  static constexpr int state_bytes    = 2304;
+  static constexpr int scratch_bytes  = state_offset + state_bytes;
+
+  /// The first warpgroup makes what the second one takes, too; where pairs are worked out on their own the gradient of values takes other
+  /// weights than the gradients of scores.
+  static constexpr bool weighs = role == LongRole::weighs, hands_weights_over = weighs && scores == Scores::biased;
+  static constexpr int  maker_warps = 4, taker_warps = 4;
+  static constexpr int  score_users    = taker_warps + (hands_weights_over ? 0 : 1);  // and the thread that shares with the crew
+  static constexpr int  weight_writers = weighs ? maker_warps : 1, weight_users = weighs ? 1 : maker_warps;
+  static constexpr int  piece_users = math_warps + 1 + (weighs ? 0 : 1);  // threads that hand over, and that fetch
+};
+
+/// Gradients of queries of a crew's block: each warpgroup has half of the team's columns of them, and adds up over all keys of the block.
+template <class Element_, int Halves>
 struct GatherTile {
   using Element                  = Element_;
   static constexpr Scores scores = Scores::plain;  // whatever they were, their gradients come alike
 
-  static constexpr int  dim        = 256;
+  static constexpr int  dim        = 256;  // of the team, which is one of so many for all columns
+  static constexpr int  halves     = Halves;
   static constexpr int  panels     = dim / panel_columns;
   static constexpr int  block_keys = gradient_keys(dim), keys = block_keys;
   static constexpr int  queries = gradient_queries(dim, scores);
@@ -140,8 +188,8 @@ struct GatherTile {
   static constexpr int key_panel_bytes = keys * panel_row_bytes, query_panel_bytes = queries * panel_row_bytes;
   static constexpr int key_bytes = panels * key_panel_bytes;
   // A stage a maker.  Queries and gradients of outputs: not used.
-  static constexpr int score_stages = crew_makers, query_stages = 1, grad_out_stages = 1;
-  static constexpr int score_bytes = keys / crew_makers * panel_row_bytes;
+  static constexpr int score_stages = crew_parts, query_stages = 1, grad_out_stages = 1;
+  static constexpr int score_bytes = keys / crew_parts * panel_row_bytes;
 
   static constexpr int keys_offset   = 0;
   static constexpr int scores_offset = keys_offset + key_bytes;
@@ -239,6 +287,20 @@ struct GradientShared {
   float         share[Tile::query_stages][Tile::scores == Scores::plain ? 2 : Tile::queries];  // not used where scores are plain
 };
 
+/// Of a maker of rows beyond 256.
+template <class Tile>
+requires(Tile::is_long) struct GradientShared<Tile> {
+  std::uint64_t keys_full, keys_clean, keys_empty;  // or of values
+  // Rows that are multiplied with these, rows that are summed; their first half of the columns and the second one.
+  std::uint64_t rows_full[2][2], rows_clean[2][2], rows_empty[2][2];
+  std::uint64_t scores_full[Tile::score_stages], scores_empty[Tile::score_stages];
+  std::uint64_t weights_full[1], weights_empty[1];
+  std::uint64_t piece_full[2], piece_empty[2];
+  GradientPiece pieces[2];
+  // Of every other step.
+  float lse[2][Tile::queries], shift[2][Tile::queries], share[2][Tile::scores == Scores::plain ? 2 : Tile::queries];
+};
+
 template <class Tile>
 __device__ void initialise(GradientShared<Tile>& shared, bool cleans) {
   ptx::mbarrier_init(&shared.keys_full, 1);
@@ -264,6 +326,30 @@ __device__ void initialise(GradientShared<Tile>& shared, bool cleans) {
     for (int adder = 0; adder < Tile::adders; ++adder) ptx::mbarrier_init(&shared.sums_full[adder][i], Tile::math_warps / Tile::groups);
     ptx::mbarrier_init(&shared.sums_empty[i], 1);
   }
+  for (int i = 0; i < 2; ++i) {
+    ptx::mbarrier_init(&shared.piece_full[i], 1);
+    ptx::mbarrier_init(&shared.piece_empty[i], Tile::piece_users + (cleans ? 1 : 0));
+  }
+  ptx::fence_mbarrier_init();
+}
+
+template <class Tile>
+requires(Tile::is_long) __device__ void initialise(GradientShared<Tile>& shared, bool cleans) {
+  ptx::mbarrier_init(&shared.keys_full, 1);
+  ptx::mbarrier_init(&shared.keys_clean, 1);
+  ptx::mbarrier_init(&shared.keys_empty, Tile::maker_warps);
+  for (int use = 0; use < 2; ++use)
+    for (int half = 0; half < 2; ++half) {
+      ptx::mbarrier_init(&shared.rows_full[use][half], use == 0 && half == 0 ? 2 : 1);  // what is copied, what is known of the rows
+      ptx::mbarrier_init(&shared.rows_clean[use][half], 1);
+      ptx::mbarrier_init(&shared.rows_empty[use][half], Tile::maker_warps);
+    }
+  for (int i = 0; i < Tile::score_stages; ++i) {
+    ptx::mbarrier_init(&shared.scores_full[i], Tile::maker_warps);
+    ptx::mbarrier_init(&shared.scores_empty[i], Tile::score_users);
+  }
+  ptx::mbarrier_init(&shared.weights_full[0], Tile::weight_writers);
+  ptx::mbarrier_init(&shared.weights_empty[0], Tile::weight_users);
   for (int i = 0; i < 2; ++i) {
     ptx::mbarrier_init(&shared.piece_full[i], 1);
     ptx::mbarrier_init(&shared.piece_empty[i], Tile::piece_users + (cleans ? 1 : 0));

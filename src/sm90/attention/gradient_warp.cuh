@@ -142,12 +142,7 @@ class GradientWarp {
     store(piece, call_.grad_value, grad_value, value_factor, call_.problem.value_dim);
   }
 
-  const AttentionBackwardCall& call_;
-  GradientShared<Tile>&        shared_;
-  unsigned char*               scratch_;
-  const int                    warp_, lane_;
-
- private:
+  /// The warpgroup's columns of one of them.
   __device__ void store(const GradientPiece& piece, const GradientOutput& to, const float (&sum)[sums], float factor,
                         std::int32_t all_columns) const {
     const int first_column = Tile::wide ? group() * columns : 0;
@@ -164,6 +159,12 @@ class GradientWarp {
     }
   }
 
+  const AttentionBackwardCall& call_;
+  GradientShared<Tile>&        shared_;
+  unsigned char*               scratch_;
+  const int                    warp_, lane_;
+
+ private:
   std::uint32_t keys_round_ = 0, sums_round_ = 0;
 };
 

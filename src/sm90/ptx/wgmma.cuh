@@ -74,8 +74,10 @@ struct WgmmaRegisterARows;
 // clang-format off
 // An accumulator is an operand of its own: lists of them, eight at a time, and of their numbers in the instruction.
 #define TRIBUTARY_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define TRIBUTARY_D32 TRIBUTARY_D8(0), TRIBUTARY_D8(8), TRIBUTARY_D8(16), TRIBUTARY_D8(24)
-#define TRIBUTARY_NAMES32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TRIBUTARY_D16 TRIBUTARY_D8(0), TRIBUTARY_D8(8)
+#define TRIBUTARY_NAMES16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define TRIBUTARY_D32 TRIBUTARY_D16, TRIBUTARY_D8(16), TRIBUTARY_D8(24)
+#define TRIBUTARY_NAMES32 TRIBUTARY_NAMES16 ", " "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define TRIBUTARY_D40 TRIBUTARY_D32, TRIBUTARY_D8(32)
 #define TRIBUTARY_NAMES40 TRIBUTARY_NAMES32 ", " "%32, %33, %34, %35, %36, %37, %38, %39"
 #define TRIBUTARY_D56 TRIBUTARY_D40, TRIBUTARY_D8(40), TRIBUTARY_D8(48)
@@ -102,6 +104,7 @@ struct WgmmaRegisterARows;
 #define TRIBUTARY_WGMMA_HALVES(N, count, place_a, place_b, place_accumulate)                                                               \
   TRIBUTARY_WGMMA(Wgmma, bfloat16_t, N, count, "k16.f32.bf16.bf16", ", 0, 0", place_a, place_b, place_accumulate)                                 \
   TRIBUTARY_WGMMA(Wgmma, half_t, N, count, "k16.f32.f16.f16", ", 0, 0", place_a, place_b, place_accumulate)
+TRIBUTARY_WGMMA_HALVES(32, 16, "%16", "%17", "%18")
 TRIBUTARY_WGMMA_HALVES(64, 32, "%32", "%33", "%34")
 TRIBUTARY_WGMMA_HALVES(80, 40, "%40", "%41", "%42")
 TRIBUTARY_WGMMA_HALVES(112, 56, "%56", "%57", "%58")
@@ -150,6 +153,7 @@ TRIBUTARY_WGMMA_REGISTER_A_ROWS(128, 64, "%64, %65, %66, %67", "%68", "%69")
 // clang-format on
 
 #undef TRIBUTARY_D8
+#undef TRIBUTARY_D16
 #undef TRIBUTARY_D32
 #undef TRIBUTARY_D40
 #undef TRIBUTARY_D56
@@ -157,6 +161,7 @@ TRIBUTARY_WGMMA_REGISTER_A_ROWS(128, 64, "%64, %65, %66, %67", "%68", "%69")
 #undef TRIBUTARY_D80
 #undef TRIBUTARY_D96
 #undef TRIBUTARY_D128
+#undef TRIBUTARY_NAMES16
 #undef TRIBUTARY_NAMES32
 #undef TRIBUTARY_NAMES40
 #undef TRIBUTARY_NAMES56
