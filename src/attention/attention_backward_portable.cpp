@@ -33,24 +33,35 @@ struct RowStatisticsFunctor {
       const std::int64_t out      = batch * in.out_strides[0] + row * in.out_strides[1] + h * in.out_strides[2];
       const std::int64_t grad_out = batch * in.grad_out_strides[0] + row * in.grad_out_strides[1] + h * in.grad_out_strides[2];
       double             sum      = 0;  // every gradient of the row has its error
-      for (std::int32_t d = 0; d < p.value_dim; ++d) sum += static_cast<double>(load(in.out, out + d)) * load(in.grad_out, grad_out + d);
-      const auto         delta = static_cast<float>(sum);
-      const float        lse   = in.lse[batch * in.lse_strides[0] + h * in.lse_strides[1] + row];
-      const std::int64_t at    = (batch * p.heads + h) * p.queries + row;
-      const bool         some  = lse != -Kokkos::Experimental::infinity_v<float>;
-      float              share = some ? 1.0f : 0.0f;
-      if (p.sink != nullptr && some) share = 1.0f / (1.0f + Kokkos::exp(p.sink[h] - lse));
-      const float grad_lse = in.grad_lse == nullptr ? 0.0f : in.grad_lse[batch * in.grad_lse_strides[0] + h * in.grad_lse_strides[1] + row];
-      to.lse[at]           = some ? lse : Kokkos::Experimental::infinity_v<float>;
-      to.shift[at]         = some ? share * delta - grad_lse : 0.0f;
-      if (to.share != nullptr) to.share[at] = share;
-      if (to.sink != nullptr) to.sink[at] = some ? -delta / (1.0f + Kokkos::exp(lse - p.sink[h])) : 0.0f;
-      if (query_sums != nullptr)
-        for (std::int64_t c = 0; c < sum_width; ++c) query_sums[at * sum_width + c] = 0.0f;
+      Kokkos::parallel_reduce(
+          Kokkos::ThreadVectorRange(team, p.value_dim),
+          [&](const std::int32_t d, double& part) { part += static_cast<double>(load(in.out, out + d)) * load(in.grad_out, grad_out + d); },
+          sum);
+      Kokkos::single(Kokkos::PerThread(team), [&] { store(batch, row, h, static_cast<float>(sum)); });
     });
   }
 
+  /// Lanes share a row: beside one another they read what lies side by side.
+  static RowPolicy<Exec> policy(const Exec& exec, const AttentionProblem& p) {
+    return RowPolicy<Exec>(exec, static_cast<int>(p.batch * p.queries), std::min(row_team_size<Exec>, 4), host_memory<Exec> ? 1 : 32);
+  }
+
  private:
+  KOKKOS_INLINE_FUNCTION void store(std::int64_t batch, std::int64_t row, std::int32_t h, float delta) const {
+    const float        lse   = in.lse[batch * in.lse_strides[0] + h * in.lse_strides[1] + row];
+    const std::int64_t at    = (batch * p.heads + h) * p.queries + row;
+    const bool         some  = lse != -Kokkos::Experimental::infinity_v<float>;
+    float              share = some ? 1.0f : 0.0f;
+    if (p.sink != nullptr && some) share = 1.0f / (1.0f + Kokkos::exp(p.sink[h] - lse));
+    const float grad_lse = in.grad_lse == nullptr ? 0.0f : in.grad_lse[batch * in.grad_lse_strides[0] + h * in.grad_lse_strides[1] + row];
+    to.lse[at]           = some ? lse : Kokkos::Experimental::infinity_v<float>;
+    to.shift[at]         = some ? share * delta - grad_lse : 0.0f;
+    if (to.share != nullptr) to.share[at] = share;
+    if (to.sink != nullptr) to.sink[at] = some ? -delta / (1.0f + Kokkos::exp(lse - p.sink[h])) : 0.0f;
+    if (query_sums != nullptr)
+      for (std::int64_t c = 0; c < sum_width; ++c) query_sums[at * sum_width + c] = 0.0f;
+  }
+
   KOKKOS_INLINE_FUNCTION float load(const void* data, std::int64_t offset) const {
     return in.out_is_float ? static_cast<const float*>(data)[offset] : static_cast<float>(static_cast<const Element*>(data)[offset]);
   }
@@ -704,7 +715,7 @@ struct BackwardCall {
                             .lse_strides      = {a.lse.strides[0], a.lse.strides[1]},
                             .grad_lse_strides = {a.grad_lse.strides[0], a.grad_lse.strides[1]}};
     if (p.batch * p.queries > 0)
-      Kokkos::parallel_for("Tributary::attention_backward::row_statistics", rows_of(exec, p),
+      Kokkos::parallel_for("Tributary::attention_backward::row_statistics", RowStatisticsFunctor<Exec, Element>::policy(exec, p),
                            RowStatisticsFunctor<Exec, Element>{p, in, statistics, query_sums, sum_width});
 
     const std::int64_t d = p.head_dim, k = p.key_heads * d;
