@@ -11,7 +11,7 @@
 #include "common/gemm.hpp"
 
 // attention_forward and attention_backward on a CUDA device, 16384 tokens of up to 2048 numbers in all heads, with their workspace given;
-// forward also heads of 512 that share one key head.  any_order: gradients of queries are added up in the order of events (deterministic =
+// also heads of 512 that share one key head.  any_order: gradients of queries are added up in the order of events (deterministic =
 // false).  Gradients of biases, besides: of slopes and a table of 32 buckets, of a mask that is the same for all heads and queries, or
 // heads. Sampled rows are compared with the reference before anything is timed.  Time: a call in short trains after a rest, and
 // sustained_ms: back to back (perf/common/device.hpp).  Counters: TFLOP/s of legal work (forward 4 D, backward 10 D flop a legal pair and

@@ -2,7 +2,7 @@
 backward, on the shapes of Tributary's benchmark (16384 tokens, heads of 2048 numbers together), bfloat16; timed beside the device's own
 matrix product as the benchmark is.
 
-  python attention_torch_cuda.py                                 # every case of the benchmark, a line of JSON each
+  python attention_torch_cuda.py                                 # every case that both take, a line of JSON each
   python attention_torch_cuda.py --filter forward.*D128 --length 8192
   python attention_torch_cuda.py --head-dims 512 --backends efficient --filter backward
 """

@@ -91,9 +91,19 @@ class BackwardRun {
         for (int h = 0; h < o_.heads; ++h) expect_row(b, i, h);
   }
 
-  void run(Settings settings) {
-    settings.races = true;
-    if (const int dim = std::max(o_.head_dim, o_.value_dim); dim > 128) settings.processors += dim > 256 ? 9 : 4;  // room for a crew
+  void run(const Settings& settings) {
+    try {
+      launch(settings);
+    } catch (const Failure& failure) {
+      FAIL() << failure.what();
+    }
+  }
+
+  /// Throws where the kernels do what they must not.
+  void launch(Settings settings) {
+    settings.races = settings.loads_need_fences = true;
+    if (const int dim = std::max(o_.head_dim, o_.value_dim); dim > 128)  // room for a crew or for two
+      settings.processors += (dim > 256 ? 10 : 5) * (1 + settings.processors % 2) - 1;
     set(settings);
     for (const Gradient* const gradient : {&query_, &key_, &value_}) std::fill(gradient->bits.begin(), gradient->bits.end(), untouched);
     Tributary::AttentionGradients               wanted{};
@@ -117,17 +127,13 @@ class BackwardRun {
     if (o_.section > 0) plan.section = o_.section;
     const auto                           of_biases = SM90::plan_bias_gradients(exec, in_.problem, biases, layout);
     const Tributary::Impl::RowStatistics statistics{lse_.data(), shift_.data(), o_.sink ? share_.data() : nullptr, nullptr};
-    try {
-      SM90::attention_backward(exec, in_.problem, {in_.bucket.data()}, statistics, grad_out_.data(), up_strides_.of, plan, output(query_),
-                               output(key_), output(value_));
-      if (!biases.any()) return;
-      settings.watched = {{grad_mask_.data(), (grad_mask_.end() - grad_mask_.begin()) * 4l}};
-      set(settings);
-      SM90::bias_gradients(exec, in_.problem, {in_.bucket.data()}, statistics, grad_out_.data(), up_strides_.of, plan, biases, of_biases);
-      take(biases, of_biases);
-    } catch (const Failure& failure) {
-      FAIL() << failure.what();
-    }
+    SM90::attention_backward(exec, in_.problem, {in_.bucket.data()}, statistics, grad_out_.data(), up_strides_.of, plan, output(query_),
+                             output(key_), output(value_));
+    if (!biases.any()) return;
+    settings.watched = {{grad_mask_.data(), (grad_mask_.end() - grad_mask_.begin()) * 4l}};
+    set(settings);
+    SM90::bias_gradients(exec, in_.problem, {in_.bucket.data()}, statistics, grad_out_.data(), up_strides_.of, plan, biases, of_biases);
+    take(biases, of_biases);
   }
 
   void check() const {
@@ -426,6 +432,53 @@ TEST(AttentionBackwardEmulated, SameBitsOfBiasesOnEverySchedule) {
         ASSERT_TRUE(run.bits() == first) << "TRIBUTARY_TEST_SEED=" << test_seed() << ", dim " << dim << ", schedule of seed " << seed;
       }
     }
+}
+
+/// Whether runs without a wait are refused or give other bits.
+bool is_noticed(BackwardRun& run, const std::vector<std::uint16_t>& right, int barriers, int barrier) {
+  for (std::uint64_t seed = 0; seed < 40; ++seed) {
+    Settings settings = Settings::of(seed, 1);
+    settings.omission = {Omission::Of::mbarrier_wait, barrier, barriers};
+    try {
+      run.launch(settings);
+    } catch (const Failure&) {
+      return true;
+    }
+    if (run.bits() != right) return true;
+  }
+  return false;
+}
+
+/// Beyond 256 components: of the mbarriers of the makers, and of those that the teams that gather use.  Other waits imply those that are
+/// not here: whoever has clean rows has clean keys, and an adder gives all places of sums back at the same time.
+TEST(AttentionBackwardEmulated, LongCatchesTheOmissionOfEveryWait) {
+  EmulatedOptions options{.queries = 150, .keys = 200, .heads = 2, .head_dim = 512, .value_dim = 512, .sequences = 3, .float_output = true};
+  BackwardRun     run(options, 7000);
+  run.run(Settings::of(0, 1));
+  ASSERT_FALSE(HasFailure());
+  const auto right = run.bits();
+  for (int barrier = 0; barrier < 25; ++barrier)
+    if (barrier != 23)
+      EXPECT_TRUE(is_noticed(run, right, 25, barrier)) << "mbarrier " << barrier << " of a maker, counted from the last one";
+  for (const int barrier : {0, 1, 2, 3, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 20, 21, 24, 25, 28, 29, 38, 39, 40})
+    EXPECT_TRUE(is_noticed(run, right, 41, barrier)) << "mbarrier " << barrier << " of a team that gathers, counted from the last one";
+}
+
+TEST(AttentionBackwardEmulated, TakesDevicesWithRoomForACrew) {
+  for (const auto& [dim, teams] : {std::pair{256, 5}, {512, 10}}) {
+    Random                                      random(7100);
+    const EmulatedOptions                       options{.queries = 3, .keys = 3, .head_dim = dim, .value_dim = dim};
+    const AttentionData                         in(options, random);
+    Tributary::AttentionGradients               wanted{};
+    Tributary::Impl::AttentionBackwardArguments arguments{};
+    arguments.gradients = &wanted;
+    arguments.out_type  = options.type;
+    for (const int processors : {teams - 1, teams}) {
+      set(Settings::of(0, processors));
+      const std::string reason = SM90::no_attention_backward(Kokkos::Cuda(), in.problem, {}, arguments);
+      EXPECT_EQ(reason.find(std::to_string(teams) + " multiprocessors") != std::string::npos, processors < teams) << reason;
+    }
+  }
 }
 
 TEST(AttentionBackwardEmulated, SameBitsOnEverySchedule) {

@@ -5,7 +5,7 @@
 // Ordinary loads and stores of shared memory, and atomic operations, before which other threads may come.  Kernels are compiled with
 // -fsanitize=thread, but linked with the functions below in the sanitizer's stead.  Refused are accesses to what a copy is writing, stores
 // to what a copy or a product may still read, and accesses to another team's memory or beyond the scratch; words that were written without
-// a proxy fence are remembered.
+// a proxy fence are remembered, and if a test says so those that were read.
 
 namespace TributaryTest::Emulator {
 
@@ -30,13 +30,21 @@ void require_fenced(const Team& team, const Range& range, const char* what) {
       fail(what, " touches +", word * 4, ", which thread ", team.writer[word] - 1, " wrote without a proxy fence");
 }
 
+void require_loads_fenced(const Team& team, const Range& range) {
+  for (std::uint32_t word = (range.begin - team.base) / 4; word < (range.end - team.base) / 4; ++word)
+    if (team.reader[word] != 0) fail("a copy to +", word * 4, ", which thread ", team.reader[word] - 1, " read without a proxy fence");
+}
+
 void fence_proxy_async() {
   ++machine.counts.proxy_fences;
-  Lane& lane   = *machine.lane;
-  auto& writer = machine.team(lane).writer;
-  for (const int word : lane.unfenced)
-    if (std::uint16_t& of_word = writer[static_cast<std::size_t>(word)]; of_word == thread_of_team() + 1) of_word = 0;
-  lane.unfenced.clear();
+  Lane&      lane  = *machine.lane;
+  const auto fence = [](std::vector<int>& words, std::vector<std::uint16_t>& threads) {
+    for (const int word : words)
+      if (std::uint16_t& of_word = threads[static_cast<std::size_t>(word)]; of_word == thread_of_team() + 1) of_word = 0;
+    words.clear();
+  };
+  fence(lane.unfenced, machine.team(lane).writer);
+  fence(lane.unfenced_loads, machine.team(lane).reader);
 }
 
 namespace {
@@ -54,15 +62,20 @@ void access(const void* pointer, long bytes, Access kind) {
   if (offset + bytes > team.bytes) fail("an access beyond the scratch");
   const Range range{team.base + static_cast<std::uint32_t>(offset), team.base + static_cast<std::uint32_t>(offset + bytes)};
   require_no_box(team, range, writes ? "a store" : "a load");
-  if (!writes) return;
-  require_no_reader(team, range, "a store");
-  const auto thread = static_cast<std::uint16_t>(thread_of_team() + 1);
-  for (long word = offset / 4; word < (offset + bytes + 3) / 4; ++word) {
-    std::uint16_t& writer = team.writer[static_cast<std::size_t>(word)];
-    if (writer == thread) continue;
-    writer = thread;
-    lane.unfenced.push_back(static_cast<int>(word));
-  }
+  if (writes) require_no_reader(team, range, "a store");
+  const auto remember = [&](std::vector<std::uint16_t>& threads, std::vector<int>& words) {
+    const auto thread = static_cast<std::uint16_t>(thread_of_team() + 1);
+    for (long word = offset / 4; word < (offset + bytes + 3) / 4; ++word) {
+      std::uint16_t& of_word = threads[static_cast<std::size_t>(word)];
+      if (of_word == thread) continue;
+      of_word = thread;
+      words.push_back(static_cast<int>(word));
+    }
+  };
+  if (writes)
+    remember(team.writer, lane.unfenced);
+  else if (machine.settings.loads_need_fences)
+    remember(team.reader, lane.unfenced_loads);
 }
 
 /// A volatile load: others may change the word at the same time.

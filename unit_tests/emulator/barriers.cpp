@@ -156,7 +156,10 @@ void mbarrier_wait(std::uint64_t* barrier, std::uint32_t parity) {
   MemoryBarrier& at   = barrier_at(machine.team(lane), barrier);
   if (parity > 1) fail("mbarrier: parity ", parity);
   const Omission& omission = machine.settings.omission;
-  if (omission.of == Omission::Of::mbarrier_wait && &at == &machine.team(lane).barriers.rbegin()[omission.number]) return;
+  const auto&     all      = machine.team(lane).barriers;
+  if (omission.of == Omission::Of::mbarrier_wait && (omission.barriers == 0 || static_cast<int>(all.size()) == omission.barriers) &&
+      &at == &all.rbegin()[omission.number])
+    return;
   const bool checked = !machine.settings.skips || at.arrivals_of_warp.contains(lane.warp);
   const long meant   = checked ? phase_meant(lane, at, parity) : 0;
   if (machine.draw(8) == 0) yield();

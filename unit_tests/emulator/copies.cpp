@@ -40,6 +40,7 @@ void copy_box(void* to, const TensorMap* map, std::uint32_t rank, std::uint64_t*
   require_no_box(team, copy.to, "a copy");
   require_no_reader(team, copy.to, "a copy");
   require_fenced(team, copy.to, "a copy");
+  require_loads_fenced(team, copy.to);
   std::memset(bytes_at(team, address, bytes), 0xff, bytes);
   machine.boxes.push_back(copy);
   ++machine.counts.boxes;

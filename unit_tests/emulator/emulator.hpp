@@ -27,7 +27,8 @@ enum class Schedule { random, slow_warps, first, last, longest };
 /// An instruction that the emulator leaves out, to see that tests notice.
 struct Omission {
   enum class Of { nothing, mbarrier_wait, named_barrier, atomic_or, atomic_exchange, comparison, syncwarp } of = Of::nothing;
-  int number = 0;  ///< of the named barrier; of the mbarrier, in the order in which they were initialised, from the last one
+  int number   = 0;  ///< of the named barrier; of the mbarrier, in the order in which they were initialised, from the last one
+  int barriers = 0;  ///< only of teams that have so many mbarriers; 0: of all
 };
 
 /// Device memory.
@@ -45,6 +46,8 @@ struct Settings {
   int           processors = 2;      ///< what the emulated device says of itself: teams that a persistent kernel launches
   bool          late_start = false;  ///< teams begin at different times
   bool          skips = false;  ///< warps may leave out phases of an mbarrier that they do not arrive at; which one is meant is not checked
+
+  bool loads_need_fences = false;  ///< what threads have read may be copied over only behind their proxy fences
 
   bool                races           = false;  ///< ordinary accesses that nothing orders are refused, of shared memory and what is watched
   int                 optimistic_warp = -1;     ///< may load what others store at the same time

@@ -33,7 +33,7 @@ struct Lane {
   long issued = 0;
   bool fenced = false;
   // copies.cpp and accesses.cpp
-  std::vector<int> unfenced;                          // words of shared memory written since the last proxy fence
+  std::vector<int> unfenced, unfenced_loads;          // words of shared memory written, or read, since the last proxy fence
   bool             acquired = false, copied = false;  // since the last fence of the global proxy
   // races.cpp: what comes before the thread's next access; before its last fence; before its next access after a fence to come
   Clock clock, fenced_clock, pending_clock;
@@ -141,6 +141,7 @@ struct Team {
   std::map<const void*, int>         doubtful;      // where an optimistic warp swapped in what it should not have
   std::map<const void*, Clock>       atomics;       // released to a place by atomic operations
   std::vector<std::uint16_t>         writer = std::vector<std::uint16_t>(largest_scratch / 4);  // 1 + thread of an unfenced word
+  std::vector<std::uint16_t>         reader = writer;  // the same of loads: of the last thread, if they are to be fenced
 };
 
 struct Machine {
@@ -200,5 +201,6 @@ void require_no_box(const Team& team, const Range& range, const char* what);
 void require_no_reader(const Team& team, const Range& range, const char* what);
 /// Words that the copy engine or the tensor cores touch must not have been written without a proxy fence.
 void require_fenced(const Team& team, const Range& range, const char* what);
+void require_loads_fenced(const Team& team, const Range& range);
 
 }  // namespace TributaryTest::Emulator

@@ -18,7 +18,7 @@ constexpr int rows = 64, tile_bytes = rows * 128, barrier_offset = 2 * tile_byte
 
 alignas(16) half_t numbers[rows * 64];
 
-/// A comes by the copy engine, B is written by the threads: all ones; only 16 of the depth are multiplied.
+/// A comes by the copy engine, B is written by the threads: all ones; only 16 of the depth are multiplied.  Then A is read and comes again.
 void kernel(const CUtensorMap& map, Bug bug, float& result) {
   unsigned char* const scratch = SM90::aligned_scratch({}, scratch_bytes);
   auto* const          full    = reinterpret_cast<std::uint64_t*>(scratch + barrier_offset);
@@ -51,7 +51,15 @@ void kernel(const CUtensorMap& map, Bug bug, float& result) {
   if (bug == Bug::accumulator_in_flight) sums[3] = 1.0f;
   if (bug != Bug::no_wait_for_product) ptx::wgmma_wait_group<0>();
   ptx::pin(sums);
-  if (thread == 0) result = sums[0];
+  const auto number = static_cast<float>(reinterpret_cast<half_t*>(scratch)[thread]);  // 0.5
+  if (bug != Bug::no_proxy_fence_after_load) ptx::fence_proxy_async();
+  __syncthreads();
+  if (thread == 0) {
+    ptx::mbarrier_arrive_expect_tx(full, tile_bytes);
+    ptx::cp_async_bulk_tensor(scratch, &map, full, 0, 0, 0, 0);
+  }
+  ptx::mbarrier_wait(full, 1);
+  if (thread == 0) result = sums[0] * (number + static_cast<float>(reinterpret_cast<half_t*>(scratch)[0]));
   SM90::exit_thread();
 }
 

@@ -3,7 +3,7 @@
 
 #include "emulator.hpp"
 
-// A kernel of one load and one product, right or with one of its bugs.
+// A kernel of one product whose operand is loaded twice, right or with one of its bugs.
 
 namespace TributaryTest::Emulator {
 
@@ -11,6 +11,7 @@ enum class Bug {
   none,
   no_wgmma_fence,
   no_proxy_fence,
+  no_proxy_fence_after_load,
   no_wait_for_product,
   accumulator_in_flight,
   early_load,

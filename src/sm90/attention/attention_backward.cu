@@ -60,6 +60,7 @@ struct AttentionBackwardCrewKernel {
   using Differentiating        = LongGradientTile<Element, TheScores, LongRole::differentiates>;
   using Tile                   = std::conditional_t<pairs, Differentiating, Wide>;
   static_assert(Tile::math_warps == Gather::math_warps && Tile::team_threads == Gather::team_threads);
+  static_assert(Weighing::scratch_bytes == Differentiating::scratch_bytes);
   // What makers and gatherer have to agree on: how blocks and steps are cut, what a step hands over.
   static_assert(Tile::queries == Gather::queries && Tile::block_keys == Gather::block_keys && Gather::score_bytes == crew_place_bytes &&
                 Tile::key_panel_bytes == crew_place_bytes);
@@ -214,7 +215,8 @@ std::string no_attention_backward(const Exec& exec, const AttentionProblem& p, c
   if (p.head_dim > 512 || p.value_dim > 512) return "it takes head dimensions up to 512";
   const int dim = gradient_dim(p);
   if (dim > 128 && exec.cuda_device_prop().multiProcessorCount < crew_teams(dim))
-    return "head dimension " + std::to_string(dim) + " takes " + std::to_string(crew_teams(dim)) + " multiprocessors";
+    return "heads of more than " + std::to_string(dim / 2) + " components take " + std::to_string(crew_teams(dim)) +
+           " multiprocessors, the device has " + std::to_string(exec.cuda_device_prop().multiProcessorCount);
   if (arguments.out_type == ElementType::float32) return "grad_out is float";
   const auto no_vectors = [](const char* name, const auto& tensor) {
     return no_whole_vectors(name, tensor.data, {tensor.extents[0], tensor.extents[1], tensor.extents[2]},

@@ -246,7 +246,7 @@ void run_sums(const Kokkos::Cuda& exec, BiasGradientCall call, const BiasGradien
 /// The gradient of a mask that has a row a query.
 template <class Tile>
 void run_mask(const Kokkos::Cuda& exec, BiasGradientCall call, const Tensor<float, 4>& mask, const GradOut& grad_out) {
-  constexpr std::int64_t  most_tiles         = 8;  // a part of the gradient that many heads add to, 256 KiB a team, stays in the L2
+  constexpr std::int64_t  most_tiles         = 8;  // a part of the gradient that many heads add to, at most 256 KiB a team, stays in the L2
   const AttentionProblem& p                  = call.problem;
   const auto [batches, heads, rows, columns] = mask.extents;
   if (batches * heads * rows * columns == 0) return;

@@ -9,7 +9,7 @@
 // (gradient_long.cuh), and weights go from the one to the other.  The last teams gather the gradients of scores, multiply them with all
 // keys, and hand over a part of the gradient of queries where every team would hand over one of its own: memory takes additions of four
 // times as many bytes no faster than tensor cores make them.  Beyond 256 each has half of the columns.  What teams hand each other passes
-// through device memory, but stays in the L2, and goes one way: nobody waits for an answer.
+// through device memory, but stays in the L2, and goes one way: a maker waits for those that read it only when it is eight steps ahead.
 //
 // Teams join in the order in which they start, and a crew draws no item before its last team runs: wherever there is room for one crew,
 // what anyone waits for is being worked on.  Where other work keeps that room for itself, the first crew waits until it ends.
@@ -20,13 +20,12 @@ inline constexpr int most_makers = crew_makers(512), most_halves = crew_halves(5
 
 /// Of a crew, in device memory; zeros at first.
 struct alignas(128) CrewState {
-  std::int32_t item;   // the number of the one that is worked on and 1; grows
+  std::int32_t item;   // the number of the one that is worked on, plus 1; grows
   std::int32_t taken;  // how often another team has read it
-  // Steps of all its items, which may pass 2^32: whose gradients of scores have left their places, by the team that gathers; whose weights
-  // have; whose a maker has put there.
-  std::int32_t gathered[most_halves];
-  std::int32_t weights_taken[crew_parts];
-  std::int32_t shared[most_makers];
+  // Counts of steps of all its items, which may pass 2^32.
+  std::int32_t shared[most_makers];        // by a maker: what it shares of them is in its places
+  std::int32_t gathered[most_halves];      // by a team that gathers: gradients of scores have left their places
+  std::int32_t weights_taken[crew_parts];  // by a maker that differentiates: so have weights
 };
 
 /// Places for what a maker shares: they are read some two steps after they were made.
@@ -48,7 +47,7 @@ struct CrewSeat {
 
   __device__ int  makers() const { return crew_parts * halves; }
   __device__ bool gathers() const { return number >= makers(); }
-  __device__ bool draws() const { return number == makers() + halves - 1; }
+  __device__ bool draws() const { return number == teams_that_follow(); }
   __device__ int  teams_that_follow() const { return makers() + halves - 1; }
   __device__ int  half() const { return number - makers(); }                             // of a team that gathers
   __device__ int  part() const { return number % crew_parts; }                           // of the block's keys, of a maker

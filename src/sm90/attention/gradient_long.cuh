@@ -160,7 +160,7 @@ class LongDifferentiator : GradientWarp<Tile> {
 
   static constexpr int words = count / 2;
 
-  /// The first warpgroup: makes what sums take, shares it, and sums; its sums of a step go on under the next one's products.
+  /// The first warpgroup: makes what sums take, shares it, and sums.
   __device__ void make(const GradientPiece& piece) {
     GradientScores<Tile> gradient(call_, piece, this->first_row(), lane_);
     float                sum[sums];
@@ -170,14 +170,11 @@ class LongDifferentiator : GradientWarp<Tile> {
     if (steps > 0) {
       this->wait_for_keys();
       GradientStep<Tile> step(call_.problem, piece);
-      std::uint32_t      factors[words];  // operands until their sums are waited for
 #pragma unroll 1
       for (std::int32_t n = 0; n < steps; ++n, step.next(piece)) {
-        float products[count];
+        float         products[count];
+        std::uint32_t factors[words];
         multiply_rows(products);
-        ptx::wgmma_wait_group<2>();
-        ptx::pin(sum);
-        if (n > 0) release(&shared_.rows_empty[1][0]);
         ptx::wgmma_wait_group<1>();
         release(&shared_.rows_empty[0][0]);
         ptx::wgmma_wait_group<0>();
@@ -187,10 +184,11 @@ class LongDifferentiator : GradientWarp<Tile> {
         pack<Element>(products, factors);
         share(factors);
         multiply_sums(sum, factors);
+        ptx::wgmma_wait_group<0>();
+        ptx::pin(sum);
+        release(&shared_.rows_empty[1][0]);
       }
-      ptx::wgmma_wait_group<0>();
-      ptx::pin(sum);
-      release(&shared_.rows_empty[1][0], &shared_.keys_empty);
+      release(&shared_.keys_empty);
     }
     store(piece, sum);
   }
@@ -206,11 +204,10 @@ class LongDifferentiator : GradientWarp<Tile> {
       std::uint32_t factors[words];
 #pragma unroll
       for (int i = 0; i < words; ++i) factors[i] = *this->word(Base::scores_at(score_at_.slot), i);
-      release(&shared_.scores_empty[score_at_.slot]);
       multiply_sums(sum, factors);
       ptx::wgmma_wait_group<0>();
       ptx::pin(sum);
-      release(&shared_.rows_empty[1][1]);
+      release(&shared_.scores_empty[score_at_.slot], &shared_.rows_empty[1][1]);
     }
     store(piece, sum);
   }

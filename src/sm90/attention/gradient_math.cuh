@@ -105,8 +105,8 @@ class Differentiator : GradientWarp<Tile> {
   // Named barriers: which warpgroup may multiply gradients of queries, values and keys.
   __device__ static int products_turn(int group) { return 1 + group; }
   __device__ void       wait_for_turn() const {
-    __syncwarp();
-    ptx::bar_sync(products_turn(group()), 32 * Tile::math_warps);
+          __syncwarp();
+          ptx::bar_sync(products_turn(group()), 32 * Tile::math_warps);
   }
   __device__ void end_turn() const {
     __syncwarp();

@@ -19,8 +19,8 @@ constexpr int gradient_dim(const AttentionProblem& p) {
   return most > 256 ? 512 : most > 128 ? 256 : tile_dim(most);
 }
 
-/// Teams that work on a block of long rows together: makers for each of four times wgmma's M of its keys, as many as register files hold
-/// gradients of, and those that have the gradients of queries.  Beyond 256 components there are two teams in place of each.
+/// Teams that work on a block of long rows together.  A block has four parts of 64 keys, wgmma's M.  Each part has a maker, beyond 256
+/// components a pair of them; one team gathers the gradients of queries, beyond 256 two.
 inline constexpr int crew_parts = 4;
 constexpr int        crew_halves(int dim) { return dim > 256 ? 2 : 1; }
 constexpr int        crew_makers(int dim) { return crew_parts * crew_halves(dim); }
