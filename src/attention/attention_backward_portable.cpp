@@ -43,7 +43,8 @@ struct RowStatisticsFunctor {
 
   /// Lanes share a row: beside one another they read what lies side by side.
   static RowPolicy<Exec> policy(const Exec& exec, const AttentionProblem& p) {
-    return RowPolicy<Exec>(exec, static_cast<int>(p.batch * p.queries), std::min(row_team_size<Exec>, 4), host_memory<Exec> ? 1 : 32);
+    const int threads = std::clamp<int>(p.heads, 1, std::min(row_team_size<Exec>, 4));
+    return RowPolicy<Exec>(exec, static_cast<int>(p.batch * p.queries), threads, host_memory<Exec> ? 1 : 32);
   }
 
  private:

@@ -165,6 +165,16 @@ void gradients_of_random_options(std::uint32_t stream) {
 TEST_F(AttentionHopper, GradientsOfRandomOptionsOfBfloat16) { gradients_of_random_options<bfloat16_t>(114); }
 TEST_F(AttentionHopper, GradientsOfRandomOptionsOfHalf) { gradients_of_random_options<half_t>(115); }
 
+/// The difference of two arrays as a part of what is largest.
+template <class Array>
+void expect_near(const char* name, const Array& a, const Array& b, double relative) {
+  double most = 0;
+  for (const auto x : b.values) most = std::max(most, std::abs(static_cast<double>(static_cast<float>(x))));
+  EXPECT_LE(largest_difference(a, b), relative * most) << name;
+}
+/// Weights and gradients of scores are rounded to bfloat16 before they are multiplied, results too: 2^-9 each of what is largest.
+constexpr double many_roundings = 0x1p-6;
+
 TEST_F(AttentionHopper, GradientsOfManyTilesAgreeWithThePortableLevelAndRepeat) {
   SCOPED_TRACE(seed_text());
   Random random(116);
@@ -176,22 +186,39 @@ TEST_F(AttentionHopper, GradientsOfManyTilesAgreeWithThePortableLevelAndRepeat) 
       const auto upstream = random_upstream(random, AttentionCall<bfloat16_t>(Level::portable, in).forward(), true);
       const auto expected = AttentionCall<bfloat16_t>(Level::portable, in).backward(upstream);
       const auto given    = AttentionHopper::backward(in, upstream);
-      // Weights and gradients of scores are rounded to bfloat16 before they are multiplied, results too: 2^-9 each of what is largest.
-      const auto expect_near = [](const char* name, const auto& a, const auto& b) {
-        double most = 0;
-        for (const auto x : b.values) most = std::max(most, std::abs(static_cast<double>(static_cast<float>(x))));
-        EXPECT_LE(largest_difference(a, b), 0x1p-6 * most) << name;
-      };
-      expect_near("query", given.query, expected.query);
-      expect_near("key", given.key, expected.key);
-      expect_near("value", given.value, expected.value);
+      expect_near("query", given.query, expected.query, many_roundings);
+      expect_near("key", given.key, expected.key, many_roundings);
+      expect_near("value", given.value, expected.value, many_roundings);
       for (int run = 0; run < 5; ++run) ASSERT_TRUE(AttentionHopper::same_gradients(AttentionHopper::backward(in, upstream), given));
       in.options.deterministic = false;
       const auto in_any_order  = AttentionHopper::backward(in, upstream);
-      expect_near("query, in any order", in_any_order.query, expected.query);
+      expect_near("query, in any order", in_any_order.query, expected.query, many_roundings);
       // of keys and values each block's sums are in one order all the same
       EXPECT_EQ(largest_difference(in_any_order.key, given.key), 0);
       EXPECT_EQ(largest_difference(in_any_order.value, given.value), 0);
+    }
+}
+
+/// Many blocks of keys against groups of heads, with values of another length, windows that leave parts of blocks out, a sink and dropout.
+TEST_F(AttentionHopper, GradientsOfManyTilesOfGroupsAndWindows) {
+  SCOPED_TRACE(seed_text());
+  Random random(127);
+  for (const auto& [head_dim, value_dim] : {std::pair{64, 128}, {128, 64}, {192, 128}, {256, 200}, {512, 320}, {64, 512}})
+    for (const std::int64_t window : {100, 700}) {
+      AttentionCase<bfloat16_t> in({1, 1500, 1700, 12, 2, head_dim, value_dim}, random);
+      SCOPED_TRACE(text(in.shape()) + ", window " + std::to_string(window));
+      in.options.causal      = true;
+      in.options.window_left = window;
+      in.options.dropout     = {.probability = 0.1, .seed = 5};
+      in.sink                = Array<float, 1>({12}, 0.5f);
+      const auto upstream    = random_upstream(random, AttentionCall<bfloat16_t>(Level::portable, in).forward(), true);
+      const auto expected    = AttentionCall<bfloat16_t>(Level::portable, in).backward(upstream);
+      const auto given       = AttentionHopper::backward(in, upstream);
+      expect_near("query", given.query, expected.query, many_roundings);
+      expect_near("key", given.key, expected.key, many_roundings);
+      expect_near("value", given.value, expected.value, many_roundings);
+      expect_near("sink", given.sink, expected.sink, many_roundings);
+      for (int run = 0; run < 3; ++run) ASSERT_TRUE(AttentionHopper::same_gradients(AttentionHopper::backward(in, upstream), given));
     }
 }
 
@@ -257,11 +284,6 @@ TEST_F(AttentionHopper, GradientsOfBiasesOfManyTilesAgreeWithThePortableLevelAnd
       const auto expected = AttentionCall<bfloat16_t>(Level::portable, in).backward(upstream);
       const auto given    = AttentionHopper::backward(in, upstream);
       // Both levels add up what they have in float.
-      const auto expect_near = [](const char* name, const auto& a, const auto& b, double relative) {
-        double most = 0;
-        for (const auto x : b.values) most = std::max(most, std::abs(static_cast<double>(x)));
-        EXPECT_LE(largest_difference(a, b), relative * most) << name;
-      };
       expect_near("additive_mask", given.additive_mask, expected.additive_mask, 1e-4);
       expect_near("alibi_slopes", given.alibi_slopes, expected.alibi_slopes, 1e-3);
       expect_near("relative_bias", given.relative_bias, expected.relative_bias, 1e-3);

@@ -56,8 +56,8 @@ struct AttentionBackwardCrewKernel {
   static constexpr bool pairs  = halves > 1;  // of makers
   using Gather                 = GatherTile<Element, halves>;
   using Wide                   = WideGradientTile<Element, TheScores>;
-  using Weighing               = LongGradientTile<Element, TheScores, LongRole::weighs>;
-  using Differentiating        = LongGradientTile<Element, TheScores, LongRole::differentiates>;
+  using Weighing               = LongGradientTile<Element, TheScores, MakerRole::weighs>;
+  using Differentiating        = LongGradientTile<Element, TheScores, MakerRole::differentiates>;
   using Tile                   = std::conditional_t<pairs, Differentiating, Wide>;
   static_assert(Tile::math_warps == Gather::math_warps && Tile::team_threads == Gather::team_threads);
   static_assert(Weighing::scratch_bytes == Differentiating::scratch_bytes);
@@ -106,7 +106,7 @@ struct AttentionBackwardCrewKernel {
     }
   }
 
-  template <LongRole Role>
+  template <MakerRole Role>
   __device__ void make(const CrewSeat& seat, GradientShared<LongGradientTile<Element, TheScores, Role>>& shared, unsigned char* scratch,
                        int warp, int lane, bool cleans) const {
     using Long = LongGradientTile<Element, TheScores, Role>;

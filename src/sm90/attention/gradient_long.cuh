@@ -144,9 +144,9 @@ class LongDifferentiator : GradientWarp<Tile> {
 
   __device__ void run() {
     if (group() == 0)
-      this->for_each_piece([this](const GradientPiece& piece) { make(piece); });
+      this->for_each_piece([this](const GradientPiece& piece) { make_and_sum(piece); });
     else
-      this->for_each_piece([this](const GradientPiece& piece) { take(piece); });
+      this->for_each_piece([this](const GradientPiece& piece) { take_and_sum(piece); });
   }
 
  private:
@@ -161,7 +161,7 @@ class LongDifferentiator : GradientWarp<Tile> {
   static constexpr int words = count / 2;
 
   /// The first warpgroup: makes what sums take, shares it, and sums.
-  __device__ void make(const GradientPiece& piece) {
+  __device__ void make_and_sum(const GradientPiece& piece) {
     GradientScores<Tile> gradient(call_, piece, this->first_row(), lane_);
     float                sum[sums];
 #pragma unroll
@@ -194,7 +194,7 @@ class LongDifferentiator : GradientWarp<Tile> {
   }
 
   /// The second warpgroup.
-  __device__ void take(const GradientPiece& piece) {
+  __device__ void take_and_sum(const GradientPiece& piece) {
     float sum[sums];
 #pragma unroll
     for (int i = 0; i < sums; ++i) sum[i] = 0.0f;

@@ -85,6 +85,9 @@ struct GradientTile {
   static constexpr int sharing_warps = math_warps, score_users = math_warps, piece_users = math_warps + adders;
 };
 
+/// What a warpgroup does, up to 256, or a team beyond: one makes weights, the other one gradients of scores of these.
+enum class MakerRole { weighs, differentiates };
+
 /// Rows up to 256: the warpgroups share the team's 64 keys, each has half of the columns of their gradients.  One weighs scores, the other
 /// one makes gradients of scores of the weights.
 template <class Element_, Scores TheScores>
@@ -126,17 +129,14 @@ struct WideGradientTile {
   static constexpr int score_users = math_warps + 1, piece_users = math_warps + 1;
 };
 
-/// What a maker of rows beyond 256 does: one of each pair makes weights, and has the gradients of values; the other one makes gradients of
-/// scores of these, and has the gradients of keys.
-enum class LongRole { weighs, differentiates };
-
-/// Rows up to 512: a maker has 64 keys or their values.  Rows of queries and gradients of outputs pass by: of the one kind those that are
+/// Rows up to 512: of a pair of makers the one that weighs has 64 keys, and the gradients of their values; the other one has the values,
+/// and the gradients of the keys.  Rows of queries and gradients of outputs pass by: of the one kind those that are
 /// multiplied with them, of the other one those of which the gradient is a sum.
-template <class Element_, Scores TheScores, LongRole TheRole>
+template <class Element_, Scores TheScores, MakerRole TheRole>
 struct LongGradientTile {
-  using Element                    = Element_;
-  static constexpr Scores   scores = TheScores;
-  static constexpr LongRole role   = TheRole;
+  using Element                     = Element_;
+  static constexpr Scores    scores = TheScores;
+  static constexpr MakerRole role   = TheRole;
 
   static constexpr int  dim        = 512;
   static constexpr int  panels     = dim / panel_columns;
@@ -163,10 +163,10 @@ struct LongGradientTile {
 
   /// The first warpgroup makes what the second one takes, too; where pairs are worked out on their own the gradient of values takes other
   /// weights than the gradients of scores.
-  static constexpr bool weighs = role == LongRole::weighs, hands_weights_over = weighs && scores == Scores::biased;
-  static constexpr int  maker_warps = 4, taker_warps = 4;
-  static constexpr int  score_users    = taker_warps + (hands_weights_over ? 0 : 1);  // and the thread that shares with the crew
-  static constexpr int  weight_writers = weighs ? maker_warps : 1, weight_users = weighs ? 1 : maker_warps;
+  static constexpr bool weighs = role == MakerRole::weighs, hands_weights_over = weighs && scores == Scores::biased;
+  static constexpr int  making_warps = 4, taking_warps = 4;
+  static constexpr int  score_users    = taking_warps + (hands_weights_over ? 0 : 1);  // and the thread that shares with the crew
+  static constexpr int  weight_writers = weighs ? making_warps : 1, weight_users = weighs ? 1 : making_warps;
   static constexpr int  piece_users = math_warps + 1 + (weighs ? 0 : 1);  // threads that hand over, and that fetch
 };
 
@@ -337,15 +337,15 @@ template <class Tile>
 requires(Tile::is_long) __device__ void initialise(GradientShared<Tile>& shared, bool cleans) {
   ptx::mbarrier_init(&shared.keys_full, 1);
   ptx::mbarrier_init(&shared.keys_clean, 1);
-  ptx::mbarrier_init(&shared.keys_empty, Tile::maker_warps);
+  ptx::mbarrier_init(&shared.keys_empty, Tile::making_warps);
   for (int use = 0; use < 2; ++use)
     for (int half = 0; half < 2; ++half) {
       ptx::mbarrier_init(&shared.rows_full[use][half], use == 0 && half == 0 ? 2 : 1);  // what is copied, what is known of the rows
       ptx::mbarrier_init(&shared.rows_clean[use][half], 1);
-      ptx::mbarrier_init(&shared.rows_empty[use][half], Tile::maker_warps);
+      ptx::mbarrier_init(&shared.rows_empty[use][half], Tile::making_warps);
     }
   for (int i = 0; i < Tile::score_stages; ++i) {
-    ptx::mbarrier_init(&shared.scores_full[i], Tile::maker_warps);
+    ptx::mbarrier_init(&shared.scores_full[i], Tile::making_warps);
     ptx::mbarrier_init(&shared.scores_empty[i], Tile::score_users);
   }
   ptx::mbarrier_init(&shared.weights_full[0], Tile::weight_writers);

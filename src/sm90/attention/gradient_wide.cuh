@@ -18,9 +18,9 @@ class WideDifferentiator : GradientWarp<Tile> {
 
   __device__ void run() {
     if (group() == 0)
-      this->for_each_piece([this](const GradientPiece& piece) { differentiate<Role::weighs>(piece); });
+      this->for_each_piece([this](const GradientPiece& piece) { differentiate<MakerRole::weighs>(piece); });
     else
-      this->for_each_piece([this](const GradientPiece& piece) { differentiate<Role::differentiates>(piece); });
+      this->for_each_piece([this](const GradientPiece& piece) { differentiate<MakerRole::differentiates>(piece); });
   }
 
  private:
@@ -33,11 +33,9 @@ class WideDifferentiator : GradientWarp<Tile> {
   using Base::sums;
   using Base::wait;
 
-  enum class Role { weighs, differentiates };
-
   static constexpr bool plain = Tile::scores == Scores::plain;
 
-  template <Role TheRole>
+  template <MakerRole TheRole>
   __device__ void differentiate(const GradientPiece& piece) {
     GradientScores<Tile> gradient(this->call_, piece, this->first_row(), lane_);
     float                grad_key[sums], grad_value[sums];
@@ -48,7 +46,7 @@ class WideDifferentiator : GradientWarp<Tile> {
       this->wait_for_keys();
       float              products[count];
       GradientStep<Tile> step(this->call_.problem, piece);
-      if constexpr (TheRole == Role::weighs) {
+      if constexpr (TheRole == MakerRole::weighs) {
         this->wait_for_queries(query_at_);
         multiply_rows(products, Tile::keys_offset, Base::queries_at(query_at_.slot));
         ptx::wgmma_wait_group<0>();
@@ -71,10 +69,10 @@ class WideDifferentiator : GradientWarp<Tile> {
 
   // No branch around a product in either step: ptxas would serialise them all.
 
-  template <Role TheRole, bool Last>
+  template <MakerRole TheRole, bool Last>
   __device__ void take_step(GradientScores<Tile>& gradient, const GradientPiece& piece, GradientStep<Tile>& step, float (&products)[count],
                             float (&grad_key)[sums], float (&grad_value)[sums]) {
-    if constexpr (TheRole == Role::weighs)
+    if constexpr (TheRole == MakerRole::weighs)
       weigh<Last>(gradient, piece, step, products, grad_key, grad_value);
     else
       make_gradients<Last>(gradient, piece, step, products, grad_key, grad_value);
