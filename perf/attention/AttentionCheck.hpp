@@ -70,7 +70,8 @@ template <class Element>
 void require_right(const AttentionShape& shape, const ForwardCall<Element, Kokkos::Cuda>& call) {
   const auto query = on_host(call.query), key = on_host(call.key), value = on_host(call.value), out = on_host(call.out);
   for_each_sample(shape, [&](std::int64_t i, std::int64_t head) {
-    const Rows             row(i, i + 1), keys = keys_of(shape, i);
+    const Rows             row(i, i + 1);
+    const Rows             keys = keys_of(shape, i);
     const HostHeads<float> expected("expected", 1, 1, shape.head_dim);
     Reference::attention_forward(rows_of(query, row, head), rows_of(key, keys, shape.key_head(head)),
                                  rows_of(value, keys, shape.key_head(head)), expected, std::nullopt);
@@ -121,7 +122,8 @@ void require_right(const AttentionShape& shape, const BackwardCall<Element, Kokk
   // A query's gradient needs all of its keys, a key's all of the queries that see it, of every head of its group.
   for_each_sample(shape, [&](std::int64_t i, std::int64_t head) {
     const std::int64_t key_head = shape.key_head(head), group = shape.heads / shape.key_heads;
-    const Rows         row(i, i + 1), keys                    = keys_of(shape, i), heads(key_head * group, (key_head + 1) * group);
+    const Rows         row(i, i + 1), heads(key_head * group, (key_head + 1) * group);
+    const Rows         keys = keys_of(shape, i);
     const Rows         queries(shape.causal ? i : 0, shape.causal ? std::min(i + shape.window, shape.length) : shape.length);
     // a causal query 0 sees one key: its weight is 1, whatever the query
     if (keys.second > 1)

@@ -175,6 +175,18 @@ void expect_near(const char* name, const Array& a, const Array& b, double relati
 /// Weights and gradients of scores are rounded to bfloat16 before they are multiplied, results too: 2^-9 each of what is largest.
 constexpr double many_roundings = 0x1p-6;
 
+/// A call over many tiles against the portable level, and run after run the same; what it gives and what the portable level does.
+std::pair<AttentionGradientArrays<bfloat16_t>, AttentionGradientArrays<bfloat16_t>> expect_near_and_repeated(
+    const AttentionCase<bfloat16_t>& in, const AttentionUpstream<bfloat16_t>& upstream) {
+  const auto expected = AttentionCall<bfloat16_t>(Level::portable, in).backward(upstream);
+  const auto given    = AttentionHopper::backward(in, upstream);
+  expect_near("query", given.query, expected.query, many_roundings);
+  expect_near("key", given.key, expected.key, many_roundings);
+  expect_near("value", given.value, expected.value, many_roundings);
+  for (int run = 0; run < 5; ++run) EXPECT_TRUE(AttentionHopper::same_gradients(AttentionHopper::backward(in, upstream), given));
+  return {given, expected};
+}
+
 TEST_F(AttentionHopper, GradientsOfManyTilesAgreeWithThePortableLevelAndRepeat) {
   SCOPED_TRACE(seed_text());
   Random random(116);
@@ -182,16 +194,11 @@ TEST_F(AttentionHopper, GradientsOfManyTilesAgreeWithThePortableLevelAndRepeat) 
     for (const bool causal : {false, true}) {
       SCOPED_TRACE("dim " + std::to_string(dim) + (causal ? ", causal" : ""));
       AttentionCase<bfloat16_t> in({2, 1500, 1700, 16, 8, dim, dim}, random);
-      in.options.causal   = causal;
-      const auto upstream = random_upstream(random, AttentionCall<bfloat16_t>(Level::portable, in).forward(), true);
-      const auto expected = AttentionCall<bfloat16_t>(Level::portable, in).backward(upstream);
-      const auto given    = AttentionHopper::backward(in, upstream);
-      expect_near("query", given.query, expected.query, many_roundings);
-      expect_near("key", given.key, expected.key, many_roundings);
-      expect_near("value", given.value, expected.value, many_roundings);
-      for (int run = 0; run < 5; ++run) ASSERT_TRUE(AttentionHopper::same_gradients(AttentionHopper::backward(in, upstream), given));
-      in.options.deterministic = false;
-      const auto in_any_order  = AttentionHopper::backward(in, upstream);
+      in.options.causal            = causal;
+      const auto upstream          = random_upstream(random, AttentionCall<bfloat16_t>(Level::portable, in).forward(), true);
+      const auto [given, expected] = expect_near_and_repeated(in, upstream);
+      in.options.deterministic     = false;
+      const auto in_any_order      = AttentionHopper::backward(in, upstream);
       expect_near("query, in any order", in_any_order.query, expected.query, many_roundings);
       // of keys and values each block's sums are in one order all the same
       EXPECT_EQ(largest_difference(in_any_order.key, given.key), 0);
@@ -207,18 +214,13 @@ TEST_F(AttentionHopper, GradientsOfManyTilesOfGroupsAndWindows) {
     for (const std::int64_t window : {100, 700}) {
       AttentionCase<bfloat16_t> in({1, 1500, 1700, 12, 2, head_dim, value_dim}, random);
       SCOPED_TRACE(text(in.shape()) + ", window " + std::to_string(window));
-      in.options.causal      = true;
-      in.options.window_left = window;
-      in.options.dropout     = {.probability = 0.1, .seed = 5};
-      in.sink                = Array<float, 1>({12}, 0.5f);
-      const auto upstream    = random_upstream(random, AttentionCall<bfloat16_t>(Level::portable, in).forward(), true);
-      const auto expected    = AttentionCall<bfloat16_t>(Level::portable, in).backward(upstream);
-      const auto given       = AttentionHopper::backward(in, upstream);
-      expect_near("query", given.query, expected.query, many_roundings);
-      expect_near("key", given.key, expected.key, many_roundings);
-      expect_near("value", given.value, expected.value, many_roundings);
+      in.options.causal            = true;
+      in.options.window_left       = window;
+      in.options.dropout           = {.probability = 0.1, .seed = 5};
+      in.sink                      = Array<float, 1>({12}, 0.5f);
+      const auto upstream          = random_upstream(random, AttentionCall<bfloat16_t>(Level::portable, in).forward(), true);
+      const auto [given, expected] = expect_near_and_repeated(in, upstream);
       expect_near("sink", given.sink, expected.sink, many_roundings);
-      for (int run = 0; run < 3; ++run) ASSERT_TRUE(AttentionHopper::same_gradients(AttentionHopper::backward(in, upstream), given));
     }
 }
 

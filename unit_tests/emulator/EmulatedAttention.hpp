@@ -236,4 +236,27 @@ class AttentionData {
   void set_masks(Random& random);
 };
 
+/// A run of the kernels that the emulator must not refuse.
+template <class Run>
+void run_without_failure(Run& run, const Settings& settings) {
+  try {
+    run.launch(settings);
+  } catch (const Failure& failure) {
+    FAIL() << failure.what();
+  }
+}
+
+/// Whether a run without a wait is refused or gives other bits.
+template <class Run>
+bool notices(Run& run, const std::vector<std::uint16_t>& right, const Omission& omission, std::uint64_t seed) {
+  Settings settings = Settings::of(seed, 1);
+  settings.omission = omission;
+  try {
+    run.launch(settings);
+  } catch (const Failure&) {
+    return true;
+  }
+  return run.bits() != right;
+}
+
 }  // namespace TributaryTest::Emulator

@@ -25,13 +25,7 @@ class ForwardRun {
     for (float& number : previous_lse_) number = random_.one_in(4) ? -std::numeric_limits<float>::infinity() : 3 + 4 * random_.normal();
   }
 
-  void run(const Settings& settings) {
-    try {
-      launch(settings);
-    } catch (const Failure& failure) {
-      FAIL() << failure.what();
-    }
-  }
+  void run(const Settings& settings) { run_without_failure(*this, settings); }
 
   /// Throws what the emulator refuses.
   void launch(Settings settings) {
@@ -331,18 +325,6 @@ TEST(AttentionForwardEmulated, WideBitsAreTheSameOnEverySchedule) {
   }
 }
 
-/// Whether a run without a wait is refused or gives other bits.
-bool notices(ForwardRun& run, const std::vector<std::uint16_t>& right, int barrier, std::uint64_t seed) {
-  Settings settings = Settings::of(seed, 1);
-  settings.omission = {Omission::Of::mbarrier_wait, barrier};
-  try {
-    run.launch(settings);
-  } catch (const Failure&) {
-    return true;
-  }
-  return run.bits() != right;
-}
-
 /// Of all 24 mbarriers of the kernel: queries; both stages' halves, as they come, without what is no value, used; handovers; pieces.
 TEST(AttentionForwardEmulated, WideCatchesTheOmissionOfEveryWait) {
   EmulatedOptions options{.batch = 2, .queries = 12, .keys = 200, .heads = 33, .head_dim = 512, .value_dim = 512, .right = 0};
@@ -356,7 +338,7 @@ TEST(AttentionForwardEmulated, WideCatchesTheOmissionOfEveryWait) {
     ASSERT_FALSE(HasFailure());
     const auto right  = run.bits();
     bool       caught = false;
-    for (std::uint64_t seed = 0; seed < 40 && !caught; ++seed) caught = notices(run, right, barrier, seed);
+    for (std::uint64_t seed = 0; seed < 40 && !caught; ++seed) caught = notices(run, right, {Omission::Of::mbarrier_wait, barrier}, seed);
     EXPECT_TRUE(caught) << "mbarrier " << barrier << ", counted from the last one";
   }
 }

@@ -101,7 +101,7 @@ struct AttentionBackwardCrewKernel {
       } else if (warp == Wide::math_warps + 1 && cleans) {
         clean_tiles<Wide>(call, shared, scratch, lane);
       } else if (warp == Wide::math_warps + 2 && lane == 0) {
-        share_with_crew(call, shared, scratch + Wide::scores_offset + Wide::gradients_place, shared.scores_full, shared.scores_empty, seat);
+        share_with_crew(call, shared, seat, scratch + Wide::scores_offset + Wide::gradients_place, shared.scores_full, shared.scores_empty);
       }
     }
   }
@@ -122,9 +122,9 @@ struct AttentionBackwardCrewKernel {
         clean_long_tiles<Long>(call, shared, scratch, lane);
       } else if (warp == Long::math_warps + 2 && lane == 0) {
         if constexpr (Long::hands_weights_over)
-          share_with_crew(call, shared, scratch + Long::weights_offset, shared.weights_full, shared.weights_empty, seat);
+          share_with_crew(call, shared, seat, scratch + Long::weights_offset, shared.weights_full, shared.weights_empty);
         else
-          share_with_crew(call, shared, scratch + Long::scores_offset, shared.scores_full, shared.scores_empty, seat);
+          share_with_crew(call, shared, seat, scratch + Long::scores_offset, shared.scores_full, shared.scores_empty);
       } else if (warp == Long::math_warps + 3 && lane == 0 && !Long::weighs) {
         fetch_weights(call, shared, scratch, seat);
       }

@@ -104,8 +104,8 @@ class CrewItems {
 ///
 /// \param from, full, empty  the stages that it lies in
 template <class Tile, int Stages>
-__device__ void share_with_crew(const AttentionBackwardCall& call, GradientShared<Tile>& shared, const unsigned char* from,
-                                std::uint64_t (&full)[Stages], std::uint64_t (&empty)[Stages], const CrewSeat&        seat) {
+__device__ void share_with_crew(const AttentionBackwardCall& call, GradientShared<Tile>& shared, const CrewSeat& seat,
+                                const unsigned char* from, std::uint64_t (&full)[Stages], std::uint64_t (&empty)[Stages]) {
   RingPosition<Stages> at;
   std::uint32_t        done = 0, free = crew_places;  // steps; places that are known to be free
   for (RingPosition<2> piece_at;; piece_at.next()) {

@@ -59,8 +59,8 @@ class LongLoader : GradientLoader<Tile> {
       known.put(shared_, static_cast<int>(round_), lane_);
       __syncwarp();
       if (lane_ == 0) {  // alone: nothing holds the warp together until the other places are free again
-        const CUtensorMap *const to_multiply = Tile::weighs ? &maps->query : &maps->grad_out, *const to_sum = Tile::weighs ? &maps->grad_out
-                                                                                                                           : &maps->query;
+        const CUtensorMap* const to_multiply = Tile::weighs ? &maps->query : &maps->grad_out;
+        const CUtensorMap* const to_sum      = Tile::weighs ? &maps->grad_out : &maps->query;
         ptx::mbarrier_arrive(&shared_.rows_full[0][0]);
         copy_rows(RowUse::products, 0, to_multiply, piece, step);
         wait_for_place(RowUse::products, 1);
@@ -182,7 +182,7 @@ class LongDifferentiator : GradientWarp<Tile> {
         release(&shared_.rows_empty[0][1]);
         differentiate(gradient, products, step);
         pack<Element>(products, factors);
-        share(factors);
+        share(Tile::scores_offset, factors, shared_.scores_full, shared_.scores_empty, score_at_);
         multiply_sums(sum, factors);
         ptx::wgmma_wait_group<0>();
         ptx::pin(sum);
@@ -223,11 +223,7 @@ class LongDifferentiator : GradientWarp<Tile> {
         gradient.split(products, of_slopes, step, shared_.share[known]);
         std::uint32_t other[words];
         pack<Element>(of_slopes, other);
-        ptx::mbarrier_wait(&shared_.weights_empty[0], weights_at_.round ^ 1);
-        __syncwarp();
-        this->store_words(Tile::weights_offset, other);
-        ptx::fence_proxy_async();
-        release(&shared_.weights_full[0]);
+        share(Tile::weights_offset, other, shared_.weights_full, shared_.weights_empty, weights_at_);
       }
     } else {
       this->wait(shared_.weights_full, weights_at_);
@@ -238,18 +234,20 @@ class LongDifferentiator : GradientWarp<Tile> {
       release(&shared_.weights_empty[0]);
       gradient.differentiate(
           products, [&](int i) { return one_of<Element>(weights[i / 2], i % 2); }, step, shared_.shift[known], shared_.share[known]);
+      weights_at_.next();
     }
-    weights_at_.next();
   }
 
-  /// With the second warpgroup, and with the crew.
-  __device__ void share(const std::uint32_t (&factors)[words]) {
-    ptx::mbarrier_wait(&shared_.scores_empty[score_at_.slot], score_at_.round ^ 1);
+  /// Words for others, in the next of the places from `first_place` on.
+  template <int Stages>
+  __device__ void share(int first_place, const std::uint32_t (&of_scores)[words], std::uint64_t (&full)[Stages],
+                        std::uint64_t (&empty)[Stages], RingPosition<Stages>& at) const {
+    ptx::mbarrier_wait(&empty[at.slot], at.round ^ 1);
     __syncwarp();
-    this->store_words(Base::scores_at(score_at_.slot), factors);
+    this->store_words(first_place + at.slot * Tile::score_bytes, of_scores);
     ptx::fence_proxy_async();
-    release(&shared_.scores_full[score_at_.slot]);
-    score_at_.next();
+    release(&full[at.slot]);
+    at.next();
   }
 
   __device__ void wait_for_rows(RowUse use, int half, std::uint32_t round) const {
@@ -260,21 +258,12 @@ class LongDifferentiator : GradientWarp<Tile> {
 
   /// products = keys or values x rows; issued, not waited for.
   __device__ void multiply_rows(float (&products)[count]) const {
-    constexpr int half_panels = Tile::panels / 2;
+    constexpr int panels = Tile::panels / 2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       wait_for_rows(RowUse::products, half, products_round_);
-      const std::uint64_t a = ptx::matrix_descriptor<128>(this->address(Tile::keys_offset + half * half_panels * Tile::key_panel_bytes));
-      const std::uint64_t b = ptx::matrix_descriptor<128>(this->address(long_rows_at<Tile>(RowUse::products, half)));
-      ptx::wgmma_fence();
-#pragma unroll
-      for (int step = 0; step < half_panels * 4; ++step) {
-        const int panel = step / 4, in_panel = step % 4 * 2;
-        ptx::Wgmma<Element, Tile::queries>::issue(products, a + static_cast<std::uint64_t>(panel * (Tile::key_panel_bytes / 16) + in_panel),
-                                                  b + static_cast<std::uint64_t>(panel * (Tile::query_panel_bytes / 16) + in_panel),
-                                                  half != 0 || step != 0);
-      }
-      ptx::wgmma_commit_group();
+      Base::template multiply_rows<panels>(products, Tile::keys_offset + half * panels * Tile::key_panel_bytes,
+                                           long_rows_at<Tile>(RowUse::products, half), half != 0);
     }
   }
 
@@ -282,13 +271,7 @@ class LongDifferentiator : GradientWarp<Tile> {
   __device__ void multiply_sums(float (&sum)[sums], const std::uint32_t (&factors)[words]) {
     wait_for_rows(RowUse::sums, group(), sums_round_);
     sums_round_ ^= 1;
-    const std::uint64_t b = ptx::transposed_descriptor(this->address(long_rows_at<Tile>(RowUse::sums, group())), Tile::query_panel_bytes);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < Tile::queries / 16; ++step)
-      ptx::WgmmaRegisterA<Element, Base::columns>::issue(sum, factors + 4 * step,
-                                                         b + static_cast<std::uint64_t>(step * (16 * panel_row_bytes / 16)));
-    ptx::wgmma_commit_group();
+    this->multiply_across(sum, factors, long_rows_at<Tile>(RowUse::sums, group()));
   }
 
   __device__ void store(const GradientPiece& piece, const float (&sum)[sums]) const {

@@ -73,8 +73,8 @@ class Differentiator : GradientWarp<Tile> {
     stage_.next();
     wait_for_turn();
     multiply_before(n, grad_query);
-    multiply_across(grad_value, weights, grad_out_at(slot));
-    multiply_across(grad_key, slopes, queries_at(slot));
+    this->multiply_across(grad_value, weights, grad_out_at(slot));
+    this->multiply_across(grad_key, slopes, queries_at(slot));
     ptx::wgmma_wait_group<2>();
     ptx::pin(grad_query);
     if (n > 0) finish_queries(grad_query, n - 1);
@@ -104,9 +104,10 @@ class Differentiator : GradientWarp<Tile> {
 
   // Named barriers: which warpgroup may multiply gradients of queries, values and keys.
   __device__ static int products_turn(int group) { return 1 + group; }
-  __device__ void       wait_for_turn() const {
-          __syncwarp();
-          ptx::bar_sync(products_turn(group()), 32 * Tile::math_warps);
+
+  __device__ void wait_for_turn() const {
+    __syncwarp();
+    ptx::bar_sync(products_turn(group()), 32 * Tile::math_warps);
   }
   __device__ void end_turn() const {
     __syncwarp();
@@ -127,17 +128,6 @@ class Differentiator : GradientWarp<Tile> {
   /// products = the warpgroup's rows of keys or values x rows of queries or gradients of outputs; issued, not waited for.
   __device__ void multiply_rows(float (&products)[count], int rows, int query_rows) const {
     Base::multiply_rows(products, rows + group_rows(), query_rows);
-  }
-
-  /// sum += words, a row a key, x columns of queries or gradients of outputs; issued, not waited for.
-  __device__ void multiply_across(float (&sum)[sums], const std::uint32_t (&words)[count / 2], int query_columns) const {
-    const std::uint64_t b = ptx::transposed_descriptor(this->address(query_columns), Tile::query_panel_bytes);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < Tile::queries / 16; ++step)
-      ptx::WgmmaRegisterA<Element, Tile::dim>::issue(sum, words + 4 * step,
-                                                     b + static_cast<std::uint64_t>(step * (16 * panel_row_bytes / 16)));
-    ptx::wgmma_commit_group();
   }
 
   /// sum = gradients of the scores of all keys, from `scores` on, x keys, the warpgroup's part; issued, not waited for.

@@ -69,17 +69,29 @@ class GradientWarp {
 
   // Products are issued, not waited for.  Descriptors count in units of 16 bytes.
 
-  /// products = 64 rows of keys or values x rows of queries or gradients of outputs.
-  __device__ void multiply_rows(float (&products)[count], int rows, int query_rows) const {
+  /// products (+)= 64 rows of keys or values x rows of queries or gradients of outputs, so many panels of both.
+  template <int Panels = Tile::panels>
+  __device__ void multiply_rows(float (&products)[count], int rows, int query_rows, bool adds = false) const {
     const std::uint64_t a = ptx::matrix_descriptor<128>(address(rows)), b = ptx::matrix_descriptor<128>(address(query_rows));
     ptx::wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < Tile::dim / 16; ++step) {
+    for (int step = 0; step < Panels * panel_columns / 16; ++step) {
       const int panel = step / 4, in_panel = step % 4 * 2;
       ptx::Wgmma<Element, Tile::queries>::issue(products, a + static_cast<std::uint64_t>(panel * (Tile::key_panel_bytes / 16) + in_panel),
                                                 b + static_cast<std::uint64_t>(panel * (Tile::query_panel_bytes / 16) + in_panel),
-                                                step != 0);
+                                                adds || step != 0);
     }
+    ptx::wgmma_commit_group();
+  }
+
+  /// sum += words, a row a key, x the warpgroup's columns of rows of queries or gradients of outputs, which begin there.
+  __device__ void multiply_across(float (&sum)[sums], const std::uint32_t (&words)[count / 2], int query_columns) const {
+    const std::uint64_t b = ptx::transposed_descriptor(address(query_columns), Tile::query_panel_bytes);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < Tile::queries / 16; ++step)
+      ptx::WgmmaRegisterA<Element, columns>::issue(sum, words + 4 * step,
+                                                   b + static_cast<std::uint64_t>(step * (16 * panel_row_bytes / 16)));
     ptx::wgmma_commit_group();
   }
 
