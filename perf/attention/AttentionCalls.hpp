@@ -132,40 +132,80 @@ struct BackwardCall {
   double bytes() const { return forward.bytes() + static_cast<double>(4 * sizeof(Element) * grad_out.size()); }
 };
 
-/// Which biases a call has, and gradients of.
-enum class Biases { slopes_and_table, mask_of_keys, mask_of_pairs };
+/// An option that a call has besides.
+enum class Extra { none, softcap, sink, slopes, table, slopes_and_table, key_keep, keep, mask_of_keys, mask_of_pairs, dropout };
 
-inline std::string name_of(Biases biases) {
-  switch (biases) {
-    case Biases::slopes_and_table: return "slopes_and_table";
-    case Biases::mask_of_keys: return "mask_of_keys";
-    default: return "mask_of_pairs";
+inline std::string name_of(Extra extra) {
+  switch (extra) {
+    case Extra::none: return "";
+    case Extra::softcap: return "softcap";
+    case Extra::sink: return "sink";
+    case Extra::slopes: return "slopes";
+    case Extra::table: return "table";
+    case Extra::slopes_and_table: return "slopes_and_table";
+    case Extra::key_keep: return "key_keep";
+    case Extra::keep: return "keep";
+    case Extra::mask_of_keys: return "mask_of_keys";
+    case Extra::mask_of_pairs: return "mask_of_pairs";
+    default: return "dropout";
   }
 }
 
-/// With gradients of biases, which are all zero: results are those of the call without.
-template <class Element, class Space>
-struct BiasedBackwardCall : BackwardCall<Element, Space> {
-  Array<float****, Space> mask, grad_mask;
-  Array<float**, Space>   slopes, table, grad_slopes, grad_table;
+/// What it takes so that results are those of the call without: biases of zero, masks that hide nothing, a soft cap, a sink and a dropout
+/// that are not noticed.
+template <class Space>
+struct ExtraArrays {
+  Array<float****, Space>        mask, grad_mask;
+  Array<float**, Space>          slopes, table, grad_slopes, grad_table;
+  Array<float*, Space>           sink;
+  Array<std::uint8_t**, Space>   key_keep;
+  Array<std::uint8_t****, Space> keep;
 
-  BiasedBackwardCall(const AttentionShape& shape, Biases biases, Level level) : BackwardCall<Element, Space>(shape, level) {
-    AttentionOptions& options = this->forward.options;
-    if (biases == Biases::slopes_and_table) {
-      slopes                        = Array<float**, Space>("slopes", 1, shape.heads);
-      table                         = Array<float**, Space>("table", 32, shape.heads);
-      grad_slopes                   = Array<float**, Space>("grad_slopes", 1, shape.heads);
-      grad_table                    = Array<float**, Space>("grad_table", 32, shape.heads);
-      options.alibi_slopes          = slopes;
-      options.relative_bias.table   = table;
-      this->gradients.alibi_slopes  = grad_slopes;
-      this->gradients.relative_bias = grad_table;
-    } else {
-      const std::int64_t rows       = biases == Biases::mask_of_keys ? 1 : shape.length;
-      mask                          = Array<float****, Space>("mask", 1, 1, rows, shape.length);
-      grad_mask                     = Array<float****, Space>("grad_mask", 1, 1, rows, shape.length);
-      options.additive_mask         = mask;
-      this->gradients.additive_mask = grad_mask;
+  void add(const AttentionShape& shape, Extra extra, AttentionOptions& options) {
+    if (extra == Extra::softcap) options.softcap = 1000;
+    if (extra == Extra::dropout) options.dropout.probability = 1e-8f;
+    if (extra == Extra::sink) {
+      sink = Array<float*, Space>("sink", shape.heads);
+      Kokkos::deep_copy(sink, -1e30f);
+      options.sink = sink;
+    }
+    if (extra == Extra::slopes || extra == Extra::slopes_and_table) {
+      slopes               = Array<float**, Space>("slopes", 1, shape.heads);
+      options.alibi_slopes = slopes;
+    }
+    if (extra == Extra::table || extra == Extra::slopes_and_table) {
+      table                       = Array<float**, Space>("table", 32, shape.heads);
+      options.relative_bias.table = table;
+    }
+    if (extra == Extra::key_keep) {
+      key_keep = Array<std::uint8_t**, Space>("key_keep", 1, shape.length);
+      Kokkos::deep_copy(key_keep, std::uint8_t{1});
+      options.key_keep = key_keep;
+    }
+    if (extra == Extra::keep) {
+      keep = Array<std::uint8_t****, Space>("keep", 1, 1, shape.length, shape.length);
+      Kokkos::deep_copy(keep, std::uint8_t{1});
+      options.keep = keep;
+    }
+    if (extra == Extra::mask_of_keys || extra == Extra::mask_of_pairs) {
+      mask                  = Array<float****, Space>("mask", 1, 1, extra == Extra::mask_of_keys ? 1 : shape.length, shape.length);
+      options.additive_mask = mask;
+    }
+  }
+
+  /// The gradients of biases.
+  void add(AttentionGradients& gradients) {
+    if (mask.size() > 0) {
+      grad_mask               = Array<float****, Space>("grad_mask", 1, 1, mask.extent(2), mask.extent(3));
+      gradients.additive_mask = grad_mask;
+    }
+    if (slopes.size() > 0) {
+      grad_slopes            = Array<float**, Space>("grad_slopes", 1, slopes.extent(1));
+      gradients.alibi_slopes = grad_slopes;
+    }
+    if (table.size() > 0) {
+      grad_table              = Array<float**, Space>("grad_table", table.extent(0), table.extent(1));
+      gradients.relative_bias = grad_table;
     }
   }
 };
