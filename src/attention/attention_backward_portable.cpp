@@ -26,45 +26,90 @@ struct RowStatisticsFunctor {
   RowStatistics    to;
   float*           query_sums;  // null, or [B, Hq, Sq][sum_width], to be cleared
   std::int64_t     sum_width;
+  bool             is_aligned = has_whole_vectors(p, in);
 
   KOKKOS_FUNCTION void operator()(const Member& team) const {
-    const std::int64_t batch = team.league_rank() / p.queries, row = team.league_rank() % p.queries;
+    const auto         queries = static_cast<std::int32_t>(p.queries);  // as rows in all
+    const std::int64_t batch = team.league_rank() / queries, row = team.league_rank() % queries;
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, p.heads), [&](const std::int32_t h) {
-      const std::int64_t out      = batch * in.out_strides[0] + row * in.out_strides[1] + h * in.out_strides[2];
-      const std::int64_t grad_out = batch * in.grad_out_strides[0] + row * in.grad_out_strides[1] + h * in.grad_out_strides[2];
-      double             sum      = 0;  // every gradient of the row has its error
-      Kokkos::parallel_reduce(
-          Kokkos::ThreadVectorRange(team, p.value_dim),
-          [&](const std::int32_t d, double& part) { part += static_cast<double>(load(in.out, out + d)) * load(in.grad_out, grad_out + d); },
-          sum);
-      Kokkos::single(Kokkos::PerThread(team), [&] { store(batch, row, h, static_cast<float>(sum)); });
+      const float  lse   = in.lse[batch * in.lse_strides[0] + h * in.lse_strides[1] + row];
+      const double delta = in.out_is_float ? product<float>(team, batch, row, h) : product<Element>(team, batch, row, h);
+      Kokkos::single(Kokkos::PerThread(team), [&] { store(batch, row, h, lse, static_cast<float>(delta)); });
     });
   }
 
-  /// Lanes share a row: beside one another they read what lies side by side.
+  /// Lanes share a row: beside one another they read what lies side by side, some sixteen elements each.
   static RowPolicy<Exec> policy(const Exec& exec, const AttentionProblem& p) {
-    const int threads = std::clamp<int>(p.heads, 1, std::min(row_team_size<Exec>, 4));
-    return RowPolicy<Exec>(exec, static_cast<int>(p.batch * p.queries), threads, host_memory<Exec> ? 1 : 32);
+    const int rows = static_cast<int>(p.batch * p.queries);
+    if constexpr (host_memory<Exec>) {
+      return RowPolicy<Exec>(exec, rows, std::clamp<int>(p.heads, 1, row_team_size<Exec>), 1);
+    } else {
+      int lanes = 4;
+      while (lanes < 32 && 16 * lanes < p.value_dim) lanes *= 2;
+      return RowPolicy<Exec>(exec, rows, std::clamp<int>(p.heads, 1, 128 / lanes), lanes);
+    }
   }
 
  private:
-  KOKKOS_INLINE_FUNCTION void store(std::int64_t batch, std::int64_t row, std::int32_t h, float delta) const {
-    const float        lse   = in.lse[batch * in.lse_strides[0] + h * in.lse_strides[1] + row];
+  static constexpr int width = 4;  // elements that a lane reads before it adds, so that its loads do not wait for one another
+  template <class Out>
+  struct alignas(width * sizeof(Out)) Some {
+    Out element[width];
+  };
+
+  /// Whether rows of the output and its gradient can be read so many at a time.
+  static bool has_whole_vectors(const AttentionProblem& p, const GradientInputs& in) {
+    const std::uintptr_t bytes = width * (in.out_is_float ? sizeof(float) : sizeof(Element));
+    bool                 whole = p.value_dim % width == 0 && reinterpret_cast<std::uintptr_t>(in.out) % bytes == 0 &&
+                 reinterpret_cast<std::uintptr_t>(in.grad_out) % bytes == 0;
+    for (int d = 0; d < 3; ++d) whole = whole && in.out_strides[d] % width == 0 && in.grad_out_strides[d] % width == 0;
+    return whole;
+  }
+
+  /// Of a row of the output and its gradient, in double: every gradient of the row has its error.
+  template <class Out>
+  KOKKOS_INLINE_FUNCTION double product(const Member& team, std::int64_t batch, std::int64_t row, std::int32_t h) const {
+    const Out* const out = static_cast<const Out*>(in.out) + batch * in.out_strides[0] + row * in.out_strides[1] + h * in.out_strides[2];
+    const Out* const grad_out =
+        static_cast<const Out*>(in.grad_out) + batch * in.grad_out_strides[0] + row * in.grad_out_strides[1] + h * in.grad_out_strides[2];
+    const auto sum_of = [&](const auto& read) {
+      double sum = 0;
+      Kokkos::parallel_reduce(
+          Kokkos::ThreadVectorRange(team, (p.value_dim + width - 1) / width),
+          [&](const std::int32_t n, double& part) {
+            const Some<Out> one = read(out, n * width), other = read(grad_out, n * width);
+            for (int i = 0; i < width; ++i)
+              part += static_cast<double>(static_cast<float>(one.element[i])) * static_cast<float>(other.element[i]);
+          },
+          sum);
+      return sum;
+    };
+    if (is_aligned) return sum_of([](const Out* from, std::int32_t d) { return *reinterpret_cast<const Some<Out>*>(from + d); });
+    return sum_of([this](const Out* from, std::int32_t d) {
+      Some<Out> some;
+      for (int i = 0; i < width; ++i) some.element[i] = d + i < p.value_dim ? from[d + i] : Out{};
+      return some;
+    });
+  }
+
+  KOKKOS_INLINE_FUNCTION void store(std::int64_t batch, std::int64_t row, std::int32_t h, float lse, float delta) const {
     const std::int64_t at    = (batch * p.heads + h) * p.queries + row;
     const bool         some  = lse != -Kokkos::Experimental::infinity_v<float>;
-    float              share = some ? 1.0f : 0.0f;
-    if (p.sink != nullptr && some) share = 1.0f / (1.0f + Kokkos::exp(p.sink[h] - lse));
+    float              whole = lse, share = some ? 1.0f : 0.0f;
+    if (p.sink != nullptr && some) {
+      const float above = p.sink[h] - lse;
+      if (to.share != nullptr)
+        share = 1.0f / (1.0f + Kokkos::exp(above));
+      else
+        whole += Kokkos::fmax(above, 0.0f) + Kokkos::log1p(Kokkos::exp(-Kokkos::fabs(above)));
+    }
     const float grad_lse = in.grad_lse == nullptr ? 0.0f : in.grad_lse[batch * in.grad_lse_strides[0] + h * in.grad_lse_strides[1] + row];
-    to.lse[at]           = some ? lse : Kokkos::Experimental::infinity_v<float>;
+    to.lse[at]           = some ? whole : Kokkos::Experimental::infinity_v<float>;
     to.shift[at]         = some ? share * delta - grad_lse : 0.0f;
     if (to.share != nullptr) to.share[at] = share;
     if (to.sink != nullptr) to.sink[at] = some ? -delta / (1.0f + Kokkos::exp(lse - p.sink[h])) : 0.0f;
     if (query_sums != nullptr)
       for (std::int64_t c = 0; c < sum_width; ++c) query_sums[at * sum_width + c] = 0.0f;
-  }
-
-  KOKKOS_INLINE_FUNCTION float load(const void* data, std::int64_t offset) const {
-    return in.out_is_float ? static_cast<const float*>(data)[offset] : static_cast<float>(static_cast<const Element*>(data)[offset]);
   }
 };
 
@@ -632,13 +677,16 @@ struct BackwardCall {
   std::optional<SM90::AttentionBackwardPlan> hopper;  // in place of the kernels of keys, queries and the mask
   SM90::BiasGradientPlan                     hopper_biases{};
 
-  BackwardCall(const Exec& exec, const AttentionProblem& p, const RotaryProblem& rotary, const AttentionBackwardArguments& arguments,
+  BackwardCall(const Exec& exec, const AttentionProblem& problem, const RotaryProblem& rotary, const AttentionBackwardArguments& arguments,
                Level level, WorkspaceLayout& layout)
-      : preparation(p, rotary, layout) {
+      : preparation(problem, rotary, layout) {
     const AttentionGradients& wanted = *arguments.gradients;
+    const AttentionProblem    p      = behind_statistics(problem, wanted);
     const std::int64_t        rows   = p.batch * p.heads * p.queries;
-    statistics = {layout.take<float>(rows), layout.take<float>(rows), p.sink != nullptr ? layout.take<float>(rows) : nullptr,
-                  wanted.sink.given() ? layout.take<float>(rows) : nullptr};
+    statistics                       = {.lse   = layout.take<float>(rows),
+                                        .shift = layout.take<float>(rows),
+                                        .share = p.sink != nullptr ? layout.take<float>(rows) : nullptr,
+                                        .sink  = wanted.sink.given() ? layout.take<float>(rows) : nullptr};
     if (rotary.dims > 0) {
       if constexpr (!host) turned_query = layout.take<float>(rows * p.head_dim);
       turned_key = layout.take<float>(p.batch * p.keys * p.key_heads * p.head_dim);
@@ -669,6 +717,12 @@ struct BackwardCall {
       mask_slots = Operands::take(layout, by_mask.workers, by_mask.rows, by_mask.tile, p, MaskGradient::use());
       mask_sums  = layout.take<float>(by_mask.workers * by_mask.rows * by_mask.tile);
     }
+  }
+
+  /// What the other kernels compute: without a sink, where the statistics have it.
+  static AttentionProblem behind_statistics(AttentionProblem p, const AttentionGradients& wanted) {
+    if (!wanted.lse.given()) p.sink = nullptr;
+    return p;
   }
 
   /// Items of tiles of keys, enough for all workers.  How keys are cut does not show in the results, since every sum goes through keys and
@@ -718,6 +772,7 @@ struct BackwardCall {
     if (p.batch * p.queries > 0)
       Kokkos::parallel_for("Tributary::attention_backward::row_statistics", RowStatisticsFunctor<Exec, Element>::policy(exec, p),
                            RowStatisticsFunctor<Exec, Element>{p, in, statistics, query_sums, sum_width});
+    p = behind_statistics(p, *a.gradients);
 
     const std::int64_t d = p.head_dim, k = p.key_heads * d;
     const std::int64_t turned_key_strides[3] = {p.keys * k, k, d};

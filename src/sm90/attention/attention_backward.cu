@@ -200,10 +200,12 @@ void run_all(const Kokkos::Cuda& exec, const AttentionBackwardCall& call, const 
     else
       run_dimensions<Element, Scores::biased>(exec, call, grad_out, grad_out_strides);
   }
-  if (p.batch * p.queries > 0)
-    Kokkos::parallel_for("Tributary::attention_backward::hopper::store_queries",
-                         RowPolicy<Kokkos::Cuda>(exec, static_cast<int>(p.batch * p.queries), 64),
-                         StoreQueryGradients<Element>{p, call.plan, grad_query, panels, halves});
+  if (p.batch * p.queries > 0) {
+    bool in_pairs = reinterpret_cast<std::uintptr_t>(grad_query.data) % (grad_query.is_float ? 8 : 4) == 0;
+    for (const std::int64_t stride : grad_query.strides) in_pairs = in_pairs && stride % 2 == 0;
+    Kokkos::parallel_for("Tributary::attention_backward::hopper::store_queries", StoreQueryGradients<Element>::policy(exec, p),
+                         StoreQueryGradients<Element>{p, call.plan, grad_query, in_pairs, panels, halves});
+  }
 }
 
 }  // namespace

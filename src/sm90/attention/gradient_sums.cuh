@@ -94,30 +94,54 @@ struct StartSums {
   }
 };
 
-/// Sums in the order of registers become rows of the gradient of queries; zero where no key was seen.
+/// Sums in the order of registers become rows of the gradient of queries; zero where no key was seen.  Four sums that lie side by side are
+/// two columns of two rows, eight apart: the first one's team stores both.
 template <class Element>
 struct StoreQueryGradients {
   AttentionProblem      p;
   AttentionBackwardPlan plan;
   GradientOutput        to;
+  bool                  in_pairs;  // columns
   int                   panels, halves;
 
   KOKKOS_FUNCTION void operator()(const RowPolicy<Kokkos::Cuda>::member_type& team) const {
     const std::int64_t batch = team.league_rank() / p.queries, row = team.league_rank() % p.queries;
-    const Segment      s    = p.packed.segment(batch, row, row + 1, p.queries, p.keys);
-    const std::int64_t slot = plan.slot(batch, p.packed, row - s.first_query, s.sequence, s.first_query / plan.queries);
-    const int          q = static_cast<int>(s.first_query % plan.queries), pairs = (p.head_dim + 1) / 2;
-    Kokkos::parallel_for(Kokkos::TeamThreadRange(team, p.heads * pairs), [&](const std::int32_t i) {
-      const std::int32_t head = i / pairs, column = i % pairs * 2;
-      const std::int64_t at   = slot * p.heads + head;
-      const bool         some = s.keys > 0 && (!p.deterministic || plan.turns[at * halves] > 0);
-      const int          part = q / 64 * panels + column / 64;
-      const float* const from =
-          plan.sums + (at * (plan.queries / 64) * panels + part) * gradient_part_floats + place_in_part(q % 64, column % 64);
-      for (int c = 0; c < 2 && column + c < p.head_dim; ++c)
-        store_as<Element>(to.is_float, to.data, batch * to.strides[0] + row * to.strides[1] + head * to.strides[2] + column + c,
-                          some ? p.scale * from[c] : 0.0f);
+    const Segment      s = p.packed.segment(batch, row, row + 1, p.queries, p.keys);
+    const int          q = static_cast<int>(s.first_query % plan.queries);
+    if (q % 16 >= 8) return;
+    const std::int64_t slot       = plan.slot(batch, p.packed, row - s.first_query, s.sequence, s.first_query / plan.queries);
+    const int          pairs      = (p.head_dim + 1) / 2;
+    const bool         has_second = s.first_query + 8 < s.queries;
+    Kokkos::parallel_for(Kokkos::TeamThreadRange(team, p.heads), [&](const std::int32_t head) {
+      const std::int64_t at     = slot * p.heads + head;
+      const bool         some   = s.keys > 0 && (!p.deterministic || plan.turns[at * halves] > 0);
+      const float* const sums   = plan.sums + (at * (plan.queries / 64) + q / 64) * panels * gradient_part_floats;
+      const std::int64_t to_row = batch * to.strides[0] + row * to.strides[1] + head * to.strides[2];
+      Kokkos::parallel_for(Kokkos::ThreadVectorRange(team, pairs), [&](const std::int32_t pair) {
+        const int    column = 2 * pair;
+        const float4 four =
+            *reinterpret_cast<const float4*>(sums + column / 64 * gradient_part_floats + place_in_part(q % 64, column % 64));
+        // Read before it is known whether anything was written.
+        const auto of = [&](float sum) { return some ? p.scale * sum : 0.0f; };
+        store(to_row, column, of(four.x), of(four.y));
+        if (has_second) store(to_row + 8 * to.strides[1], column, of(four.z), of(four.w));
+      });
     });
+  }
+
+  /// Lanes have neighbouring columns.
+  static RowPolicy<Kokkos::Cuda> policy(const Kokkos::Cuda& exec, const AttentionProblem& p) {
+    return RowPolicy<Kokkos::Cuda>(exec, static_cast<int>(p.batch * p.queries), std::min(p.heads, 4), 32);
+  }
+
+ private:
+  KOKKOS_INLINE_FUNCTION void store(std::int64_t row, std::int32_t column, float first, float second) const {
+    if (in_pairs) {
+      store_pair<Element>(to.is_float ? ElementType::float32 : element_type<Element>(), to.data, row, column, p.head_dim, first, second);
+    } else {
+      store_as<Element>(to.is_float, to.data, row + column, first);
+      if (column + 1 < p.head_dim) store_as<Element>(to.is_float, to.data, row + column + 1, second);
+    }
   }
 };
 

@@ -102,6 +102,10 @@ ThreadRange TeamThreadRange(const Member&, std::int64_t count) {
   return {count};
 }
 template <class Member>
+ThreadRange ThreadVectorRange(const Member&, std::int64_t count) {
+  return {count};
+}
+template <class Member>
 Once PerTeam(const Member&) {
   return {};
 }
@@ -112,6 +116,10 @@ void single(const Once&, const Function& function) {
 template <class Function>
 void parallel_for(const ThreadRange& range, const Function& function) {
   for (std::int64_t i = 0; i < range.count; ++i) function(static_cast<std::int32_t>(i));
+}
+template <class T>
+void atomic_add(T* to, T value) {
+  *to += value;
 }
 template <class... Arguments, class Function>
 void parallel_for(const char*, const RangePolicy<Arguments...>& range, const Function& function) {
