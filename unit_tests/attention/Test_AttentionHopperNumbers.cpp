@@ -117,6 +117,27 @@ AttentionCase<Element> scalar_case(std::int64_t dim, const std::vector<float>& q
   return in;
 }
 
+/// With one key a row's LSE is its capped score.
+template <class Element>
+void capped_scores() {
+  std::vector<float> query;
+  for (int exponent = -12; exponent <= 8; ++exponent)
+    for (const float mantissa : {1.0f, 1.25f, 1.5f, 1.75f, -1.125f, -1.375f, -1.625f, -1.875f})
+      query.push_back(std::ldexp(mantissa, exponent));
+  const float cap = 10;
+  for (const std::int64_t dim : {64, 512}) {
+    auto in            = scalar_case<Element>(dim, query, {1}, {1});
+    in.options.softcap = cap;
+    const auto result  = AttentionCall<Element, float>(AttentionHopper::level, in).forward();
+    for (std::size_t i = 0; i < query.size(); ++i) {
+      const double expected = cap * std::tanh(static_cast<double>(query[i]) / cap);
+      EXPECT_NEAR(result.lse(0, 0, static_cast<std::int64_t>(i)), expected, std::abs(expected) * 0x1p-19) << query[i];
+    }
+  }
+}
+TEST_F(AttentionHopper, CappedScoresOfBfloat16) { capped_scores<bfloat16_t>(); }
+TEST_F(AttentionHopper, CappedScoresOfHalf) { capped_scores<half_t>(); }
+
 template <class Element>
 void huge_masks() {
   Random random(130);

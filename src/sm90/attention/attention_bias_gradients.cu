@@ -107,13 +107,15 @@ class BiasDifferentiator : GradientWarp<Tile> {
     const std::int32_t keys    = min(piece.keys, static_cast<std::int32_t>(biases_.problem.additive_mask_columns) - piece.first_key);
     float* const       to      = biases_.mask + piece.batch * biases_.mask_strides[0] + step.head * biases_.mask_strides[1] +
                       (piece.query_row + step.first_query()) * biases_.mask_strides[2] + piece.first_key + row_;
-    const auto for_each_place = [&](const auto& function) {
-      for_each(gradients, [&](float& g, int r, int column) {
-        if (column < queries && row_ + 8 * r < keys) function(g, to[column * biases_.mask_strides[2] + 8 * r]);
-      });
-    };
-    if (biases_.adds_to_mask()) for_each_place([](float& g, const float& before) { g += before; });
-    for_each_place([](const float& g, float& place) { place = g; });
+    const bool adds = biases_.adds_to_mask();
+    for_each(gradients, [&](float g, int r, int column) {
+      if (column >= queries || row_ + 8 * r >= keys) return;
+      float* const place = to + column * biases_.mask_strides[2] + 8 * r;
+      if (adds)
+        Kokkos::atomic_add(place, g);  // in the order of this thread, which does not wait for it
+      else
+        *place = g;
+    });
   }
 
   /// A key's sum over the queries of a head; four threads share it.
@@ -207,10 +209,10 @@ struct ClearMask {
   float*       gradient;
   std::int64_t heads, rows, columns, strides[3];
 
-  KOKKOS_FUNCTION void operator()(std::int64_t at) const {
-    const std::int64_t column = at % columns, row = at / columns % rows, head = at / columns / rows % heads,
-                       batch                                                     = at / columns / rows / heads;
-    gradient[batch * strides[0] + head * strides[1] + row * strides[2] + column] = 0.0f;
+  KOKKOS_FUNCTION void operator()(const RowPolicy<Kokkos::Cuda>::member_type& team) const {
+    const std::int64_t at = team.league_rank(), row = at % rows, head = at / rows % heads, batch = at / rows / heads;
+    float* const       of_row = gradient + batch * strides[0] + head * strides[1] + row * strides[2];
+    Kokkos::parallel_for(Kokkos::TeamThreadRange(team, columns), [&](const std::int64_t column) { of_row[column] = 0.0f; });
   }
 };
 
@@ -251,7 +253,7 @@ void run_mask(const Kokkos::Cuda& exec, BiasGradientCall call, const Tensor<floa
   const auto [batches, heads, rows, columns] = mask.extents;
   if (batches * heads * rows * columns == 0) return;
   Kokkos::parallel_for("Tributary::attention_backward::hopper::clear_mask",
-                       ElementPolicy<Kokkos::Cuda>(exec, 0, batches * heads * rows * columns),
+                       RowPolicy<Kokkos::Cuda>(exec, static_cast<int>(batches * heads * rows), 256),
                        ClearMask{mask.data, heads, rows, columns, {mask.strides[0], mask.strides[1], mask.strides[2]}});
   call.mask        = mask.data;
   call.all_batches = batches == 1 && p.batch > 1;

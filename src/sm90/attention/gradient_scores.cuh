@@ -1,4 +1,5 @@
 #pragma once
+#include "sm90/attention/dropout.cuh"
 #include "sm90/attention/gradient_tile.cuh"
 
 // From products to the gradients of scores, for a warpgroup's 64 keys (rows) and a step's queries (columns).  A thread has two rows,
@@ -35,11 +36,11 @@ class GradientScores {
     if constexpr (plain) {
       for_each_pair(shift, [&](int i, float of_column) { gradients[i] = weights[i] * (gradients[i] - of_column); });
     } else {
-      float factors[count];
-      find_factors(factors, step, share);
-      for_each_pair(shift, [&](int i, float of_column) {
-        gradients[i] = weights[i] * (gradients[i] * (factors[i] * value_factor()) - of_column);
-        weights[i] *= factors[i];
+      const std::uint32_t kept = kept_elements(step);
+      for_each_pair(shift, share, [&](int i, float of_column, float share_of_column) {
+        const float factor = is_kept(kept, i) ? share_of_column : 0.0f;
+        gradients[i]       = weights[i] * (gradients[i] * (factor * value_factor()) - of_column);
+        weights[i] *= factor;
       });
       if (call_.problem.softcap > 0.0f) {
 #pragma unroll
@@ -53,10 +54,8 @@ class GradientScores {
   __device__ void split(float (&weights)[count], float (&of_slopes)[count], const GradientStep<Tile>& step, const float* share) {
 #pragma unroll
     for (int i = 0; i < count; ++i) of_slopes[i] = call_.problem.softcap > 0.0f ? weights[i] * slopes_[i] : weights[i];
-    float factors[count];
-    find_factors(factors, step, share);
-#pragma unroll
-    for (int i = 0; i < count; ++i) weights[i] *= factors[i];
+    const std::uint32_t kept = kept_elements(step);
+    for_each_pair(share, [&](int i, float share_of_column) { weights[i] *= is_kept(kept, i) ? share_of_column : 0.0f; });
   }
 
   /// The owners of the products: `weights(i)` with the slope become gradients of products in `gradients`.
@@ -66,10 +65,11 @@ class GradientScores {
     if constexpr (plain) {
       for_each_pair(shift, [&](int i, float of_column) { gradients[i] = weights(i) * (gradients[i] - of_column); });
     } else {
-      float factors[count];
-      find_factors(factors, step, share);
-      for_each_pair(
-          shift, [&](int i, float of_column) { gradients[i] = weights(i) * (gradients[i] * (factors[i] * value_factor()) - of_column); });
+      const std::uint32_t kept = kept_elements(step);
+      for_each_pair(shift, share, [&](int i, float of_column, float share_of_column) {
+        const float factor = is_kept(kept, i) ? share_of_column : 0.0f;
+        gradients[i]       = weights(i) * (gradients[i] * (factor * value_factor()) - of_column);
+      });
     }
   }
 
@@ -88,6 +88,18 @@ class GradientScores {
       const float2 pair = *reinterpret_cast<const float2*>(of_columns + 8 * n + column_);
 #pragma unroll
       for (int i = 0; i < 4; ++i) function(4 * n + i, i % 2 == 0 ? pair.x : pair.y);
+    }
+  }
+
+  /// function(i, the column's number, its second one).
+  template <class Function>
+  __device__ void for_each_pair(const float* first, const float* second, const Function& function) const {
+#pragma unroll
+    for (int n = 0; n < count / 4; ++n) {
+      const float2 one = *reinterpret_cast<const float2*>(first + 8 * n + column_),
+                   two = *reinterpret_cast<const float2*>(second + 8 * n + column_);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) function(4 * n + i, i % 2 == 0 ? one.x : one.y, i % 2 == 0 ? two.x : two.y);
     }
   }
 
@@ -122,9 +134,10 @@ class GradientScores {
     const AttentionProblem& p = call_.problem;
     for_each(scores, [&](float& x, int, int) { x *= p.scale; });
     if (p.softcap > 0.0f) {
+      const float inverse = 1.0f / p.softcap;
 #pragma unroll
       for (int i = 0; i < count; ++i) {
-        const float t = tanhf(scores[i] / p.softcap);
+        const float t = tanh_approx(scores[i] * inverse);
         scores[i]     = p.softcap * t;
         slopes_[i]    = 1.0f - t * t;
       }
@@ -140,22 +153,15 @@ class GradientScores {
         const std::int32_t bucket   = call_.buckets.bucket[max(-p.max_distance, min(relative, p.max_distance)) + p.max_distance];
         x += p.relative_bias[bucket * p.relative_bias_stride + step.head];
       });
-    if (p.additive_mask != nullptr) {
-      const float* const mask = p.additive_mask + piece_.batch * p.additive_mask_strides[0] + step.head * p.additive_mask_strides[1];
-      for_each(scores, [&](float& x, int r, int column) {
-        const std::int32_t key = key_of(r);
-        if (key < p.additive_mask_columns) x += mask[query_row(step, column) * p.additive_mask_strides[2] + key];
-      });
-    }
+    if (p.additive_mask != nullptr)
+      with_option(scores, step, p.additive_mask, p.additive_mask_strides, p.additive_mask_columns, 0.0f,
+                  [](float& x, float of_pair) { x += of_pair; });
     // An infinite bias would make infinity - infinity of the maximum.
     for_each(scores, [&](float& x, int, int) { x = x > largest ? largest : x; });
-    if (p.keep != nullptr) {
-      const std::uint8_t* const keep = p.keep + piece_.batch * p.keep_strides[0] + step.head * p.keep_strides[1];
-      for_each(scores, [&](float& x, int r, int column) {
-        const std::int32_t key = key_of(r);
-        if (key >= p.keep_columns || keep[query_row(step, column) * p.keep_strides[2] + key] == 0) x = -infinity;
+    if (p.keep != nullptr)
+      with_option(scores, step, p.keep, p.keep_strides, p.keep_columns, std::uint8_t{0}, [](float& x, std::uint8_t keep) {
+        if (keep == 0) x = -infinity;
       });
-    }
     if (p.key_keep != nullptr) {
       bool kept[2];
 #pragma unroll
@@ -168,20 +174,64 @@ class GradientScores {
     hide(scores, step);
   }
 
-  /// What multiplies a weight before it meets a value, but for value_factor().
-  __device__ void find_factors(float (&factors)[count], const GradientStep<Tile>& step, const float* share) const {
-    for_each_pair(share, [&](int i, float of_column) { factors[i] = of_column; });
-    if (call_.problem.has_dropout) drop(factors, step);
+  /// function(score, option of its pair), `beyond` where the option has no such key.  Many are loaded before the first is used: loads
+  /// behind branches would wait for one another.
+  template <class Option, class Function>
+  __device__ void with_option(float (&scores)[count], const GradientStep<Tile>& step, const Option* option,
+                              const std::int64_t (&strides)[3], std::int64_t keys, Option beyond, const Function& function) const {
+    const Option* const of_keys = option + piece_.batch * strides[0] + step.head * strides[1] + key_of(0);
+    const bool          inside  = piece_.first_key + warp_row_ + 16 <= keys;
+    constexpr int       batch   = 16;
+#pragma unroll
+    for (int first = 0; first < count; first += batch) {
+      Option     of_pairs[batch];
+      const auto load = [&](const auto& is_key) {
+#pragma unroll
+        for (int i = 0; i < batch; i += 4)
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const Option* const of_query = of_keys + query_row(step, (first + i) / 4 * 8 + c + column_) * strides[2];
+#pragma unroll
+            for (int r = 0; r < 2; ++r) of_pairs[i + 2 * r + c] = is_key(r) ? of_query[8 * r] : beyond;
+          }
+      };
+      if (inside)
+        load([](int) { return true; });
+      else
+        load([&](int r) { return key_of(r) < keys; });
+#pragma unroll
+      for (int i = 0; i < batch; ++i) function(scores[first + i], of_pairs[i]);
+    }
   }
 
-  __device__ void drop(float (&factors)[count], const GradientStep<Tile>& step) const {
+  /// A bit for each element: whether dropout keeps it.  Eight threads have the same columns and share the warp's sixteen keys: each looks
+  /// these up for an eighth of the columns.
+  __device__ std::uint32_t kept_elements(const GradientStep<Tile>& step) const {
+    constexpr int columns = count / 2, own = columns / 8;
+    static_assert(count <= 32 && own * 8 == columns && own <= 2);
     const AttentionProblem& p = call_.problem;
-    for_each(factors, [&](float& factor, int r, int column) {
-      const std::int64_t key   = p.key_offset + key_of(r);
-      const PhiloxBlock  words = dropout_words(p, piece_.sequence, step.head, p.query_offset + step.first_query() + column, key / 4);
-      if (words.of(key) < p.dropout_threshold) factor = 0.0f;
-    });
+    if (!p.has_dropout) return ~0u;
+    const int          among     = row_ - warp_row_;
+    const std::int64_t first_key = p.key_offset + piece_.first_key + warp_row_;
+    std::uint32_t      looked_up = 0, kept = 0;  // looked_up: sixteen bits of each column
+#pragma unroll
+    for (int i = 0; i < own; ++i) {
+      const int m = among * own + i, column = m / 2 * 8 + m % 2 + column_;
+      looked_up |= kept_pairs(p, piece_.sequence, step.head, p.query_offset + step.first_query() + column, first_key) << 16 * i;
+    }
+#pragma unroll
+    for (int other = 0; other < 8; ++other) {
+      const std::uint32_t pairs = __shfl_sync(0xffffffffu, looked_up, 4 * other + column_ / 2) >> among;
+#pragma unroll
+      for (int i = 0; i < own; ++i) {
+        const int m = other * own + i;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) kept |= (pairs >> (16 * i + 8 * r) & 1u) << (m / 2 * 4 + 2 * r + m % 2);
+      }
+    }
+    return kept;
   }
+  __device__ static bool is_kept(std::uint32_t kept, int i) { return (kept >> i & 1u) != 0; }
 
   /// The key's number in its sequence.
   __device__ std::int32_t key_of(int r) const { return piece_.first_key + row_ + 8 * r; }

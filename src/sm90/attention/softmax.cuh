@@ -1,4 +1,5 @@
 #pragma once
+#include "sm90/attention/dropout.cuh"
 #include "sm90/attention/tensors.cuh"
 #include "sm90/attention/tile.cuh"
 
@@ -209,7 +210,10 @@ class RowSoftmax {
     const AttentionProblem& p     = call_.problem;
     const float             scale = Tile::e4m3 ? factor : p.scale;
     for_each(scores, [&](float& x, int, int) { x *= scale; });
-    if (p.softcap > 0.0f) for_each(scores, [&](float& x, int, int) { x = p.softcap * tanhf(x / p.softcap); });
+    if (p.softcap > 0.0f) {
+      const float inverse = 1.0f / p.softcap;
+      for_each(scores, [&](float& x, int, int) { x = p.softcap * tanh_approx(x * inverse); });
+    }
     const std::int32_t first_position[2] = {piece_.position + query(0) - first_key,  // i' - j of the rows and the first column
                                             piece_.position + query(1) - first_key};
     if (p.alibi_slopes != nullptr) {
@@ -226,24 +230,22 @@ class RowSoftmax {
     if (p.additive_mask != nullptr) {
       const float* mask[2];
       rows_of(p.additive_mask, p.additive_mask_strides, first_key, mask);
-      for_each(scores, [&](float& x, int r, int column) {
-        if (is_column(first_key + column, p.additive_mask_columns)) x += mask[r][column];
-      });
+      with_option(scores, mask, first_key, p.additive_mask_columns, 0.0f, [](float& x, float of_pair) { x += of_pair; });
     }
     // An infinite bias would make infinity - infinity of the maximum.
     for_each(scores, [&](float& x, int, int) { x = x > largest ? largest : x; });
+    const auto hide_unless = [](float& x, std::uint8_t keep) {
+      if (keep == 0) x = -infinity;
+    };
     if (p.keep != nullptr) {
       const std::uint8_t* keep[2];
       rows_of(p.keep, p.keep_strides, first_key, keep);
-      for_each(scores, [&](float& x, int r, int column) {
-        if (!is_column(first_key + column, p.keep_columns) || keep[r][column] == 0) x = -infinity;
-      });
+      with_option(scores, keep, first_key, p.keep_columns, std::uint8_t{0}, hide_unless);
     }
     if (p.key_keep != nullptr) {
-      const std::uint8_t* const keep = p.key_keep + piece_.batch * p.key_keep_stride + piece_.first_key + first_key;
-      for_each(scores, [&](float& x, int, int column) {
-        if (first_key + column >= piece_.keys || keep[column] == 0) x = -infinity;
-      });
+      const std::uint8_t* const keep    = p.key_keep + piece_.batch * p.key_keep_stride + piece_.first_key + first_key;
+      const std::uint8_t* const both[2] = {keep, keep};
+      with_option(scores, both, first_key, piece_.keys, std::uint8_t{0}, hide_unless);
     }
     hide(scores, first_key);
   }
@@ -260,13 +262,43 @@ class RowSoftmax {
                 first_key;
   }
 
+  /// function(score, option of its pair), `beyond` where the option has no such key.  All are loaded before the first is used: loads behind
+  /// branches would wait for one another.
+  template <class Option, class Function>
+  __device__ void with_option(float (&scores)[count], const Option* const (&rows)[2], std::int32_t first_key, std::int64_t keys,
+                              Option beyond, const Function& function) const {
+    Option of_pairs[count];
+    if ((!Tile::e4m3 || first_key >= 0) && first_key + Tile::keys <= keys) {
+#pragma unroll
+      for (int i = 0; i < count; ++i) of_pairs[i] = rows[i / 2 % 2][i / 4 * 8 + i % 2 + column_];
+    } else {
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        const int column = i / 4 * 8 + i % 2 + column_;
+        of_pairs[i]      = is_column(first_key + column, keys) ? rows[i / 2 % 2][column] : beyond;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < count; ++i) function(scores[i], of_pairs[i]);
+  }
+
   /// Dropped weights become 0.  The others are left for finish() to scale: times 1/(1 - probability) they may pass what a half can hold.
   __device__ void drop(float (&weights)[count], std::int32_t first_key) const {
-    const QueryPlace places[2] = {place(0), place(1)};
-    DropoutRow       rows[2]   = {{call_.problem, places[0]}, {call_.problem, places[1]}};
-    for_each(weights, [&](float& weight, int r, int column) {
-      if (rows[r].factor(first_key + column) == 0.0f) weight = 0.0f;
-    });
+    static_assert(Tile::keys == 64, "four threads share a row's keys, sixteen each");
+    const AttentionProblem& p   = call_.problem;
+    std::uint32_t           own = 0;  // sixteen bits of each row
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const QueryPlace i = place(r);
+      own |= kept_pairs(p, i.sequence, i.head, p.query_offset + i.query, p.key_offset + first_key + 16 * (lane_ % 4)) << 16 * r;
+    }
+#pragma unroll
+    for (int shared = 0; shared < 4; ++shared) {
+      const std::uint32_t kept = __shfl_sync(0xffffffffu, own, (lane_ & ~3) + shared) >> column_;
+#pragma unroll
+      for (int i = 8 * shared; i < 8 * shared + 8; ++i)
+        if ((kept >> (16 * (i / 2 % 2) + 8 * (i / 4 % 2) + i % 2) & 1) == 0) weights[i] = 0.0f;
+    }
   }
 
   const AttentionForwardCall& call_;

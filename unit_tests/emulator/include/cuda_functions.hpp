@@ -52,6 +52,7 @@ inline float    __int_as_float(unsigned bits) { return std::bit_cast<float>(bits
 inline float    __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline int      __float_as_int(float x) { return std::bit_cast<int>(x); }
+inline float    __fdividef(float a, float b) { return a / b; }
 inline float    __fmul_rn(float a, float b) { return a * b; }
 inline float    __fsub_rn(float a, float b) { return a - b; }
 
