@@ -194,7 +194,7 @@ struct ExtraArrays {
   }
 
   /// The gradients of biases.
-  void add(AttentionGradients& gradients) {
+  void add_gradients(AttentionGradients& gradients) {
     if (mask.size() > 0) {
       grad_mask               = Array<float****, Space>("grad_mask", 1, 1, mask.extent(2), mask.extent(3));
       gradients.additive_mask = grad_mask;

@@ -76,7 +76,7 @@ void add_backward(const Exec& exec, const std::string& space, const Case& of) {
     BackwardCall<bfloat16_t, Exec> backward(of.shape, of.level);
     ExtraArrays<Exec>              arrays;
     arrays.add(of.shape, of.extra, backward.forward.options);
-    if (of.and_gradient) arrays.add(backward.gradients);
+    if (of.and_gradient) arrays.add_gradients(backward.gradients);
     backward.forward.options.deterministic = of.deterministic;
     backward.forward.run(exec);
     return run(state, exec, of.shape, backward);

@@ -101,7 +101,7 @@ struct RowStatisticsFunctor {
       if (to.share != nullptr)
         share = 1.0f / (1.0f + Kokkos::exp(above));
       else
-        whole += Kokkos::fmax(above, 0.0f) + Kokkos::log1p(Kokkos::exp(-Kokkos::fabs(above)));
+        whole = Kokkos::fmax(lse, p.sink[h]) + Kokkos::log1p(Kokkos::exp(-Kokkos::fabs(above)));
     }
     const float grad_lse = in.grad_lse == nullptr ? 0.0f : in.grad_lse[batch * in.grad_lse_strides[0] + h * in.grad_lse_strides[1] + row];
     to.lse[at]           = some ? whole : Kokkos::Experimental::infinity_v<float>;

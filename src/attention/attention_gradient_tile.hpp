@@ -10,9 +10,9 @@
 namespace Tributary::Impl {
 
 /// Per query row and head, from the forward pass's results: [B, Hq, Sq] each.  A sink is a term of the weights' denominator.  But the
-/// gradient of the LSE, which has no sink, needs the weights without it, exp(score - lse), and these are `share` times too large for all
-/// else: grad_out is multiplied with the share where it is read, since both gradients that use the weights are linear in it.  So a sink
-/// far above the scores, which leaves no share, does no harm.
+/// gradient of the LSE, which has no sink, needs the weights without it, exp(score - lse), which all else needs times `share`: grad_out is
+/// multiplied with the share where it is read, since both gradients that use the weights are linear in it.  So a sink far above the scores,
+/// which leaves no share, does no harm.
 struct RowStatistics {
   float* lse;    // log of the weights' denominator, without the sink if there is a share; +infinity in a row without a legal key
   float* shift;  // share * delta - gradient of lse: what share * dP is reduced by

@@ -215,10 +215,14 @@ TEST_P(Attention, TheSinkJoinsTheDenominatorOnly) {
   EXPECT_NEAR(forward(in).out.values[0], 6, 1e-5f);
   in.sink = row<float>({1e4f});
   EXPECT_EQ(forward(in).out.values[0], 0);
-  // the gradient of LSE, which knows of no sink, stays what it was
-  const AttentionCall<float> call(level(), in);
-  const auto                 upstream = random_upstream(random, call.forward(), true);
-  expect_close(call.backward(upstream), exact_formula(in).backward(upstream), naive_formula(in).backward(upstream));
+  for (const float sink : {-infinite, -1e30f, -100.0f, 0.0f, 5.0f, 100.0f, 1e4f})
+    for (const bool with_lse : {false, true}) {  // whose gradient knows of no sink
+      SCOPED_TRACE("sink " + std::to_string(sink) + (with_lse ? ", with a gradient of LSE" : ""));
+      in.sink = row<float>({sink});
+      const AttentionCall<float> call(level(), in);
+      const auto                 upstream = random_upstream(random, call.forward(), with_lse);
+      expect_close(call.backward(upstream), exact_formula(in).backward(upstream), naive_formula(in).backward(upstream));
+    }
 }
 
 TEST_P(Attention, SoftcapBoundsTheScore) {

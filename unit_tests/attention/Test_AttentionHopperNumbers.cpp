@@ -138,6 +138,21 @@ void capped_scores() {
 TEST_F(AttentionHopper, CappedScoresOfBfloat16) { capped_scores<bfloat16_t>(); }
 TEST_F(AttentionHopper, CappedScoresOfHalf) { capped_scores<half_t>(); }
 
+TEST_F(AttentionHopper, SinksFarFromTheScores) {
+  Random random(132);
+  for (const std::int64_t dim : {64, 256})
+    for (const float sink : {-infinite, -1e30f, -100.0f, 5.0f, 100.0f, 1e4f}) {
+      SCOPED_TRACE("dim " + std::to_string(dim) + ", sink " + std::to_string(sink));
+      AttentionCase<bfloat16_t> in({1, 90, 130, 2, 1, dim, dim}, random);
+      in.sink = Array<float, 1>({2}, sink);
+      AttentionHopper::expect_forward<bfloat16_t>(in);
+      for (const bool with_lse : {false, true}) {  // whose gradient knows of no sink
+        const auto upstream = random_upstream(random, AttentionCall<bfloat16_t>(Level::portable, in).forward(), with_lse);
+        expect_close(AttentionHopper::backward(in, upstream), exact_formula(in).backward(upstream), naive_formula(in).backward(upstream));
+      }
+    }
+}
+
 template <class Element>
 void huge_masks() {
   Random random(130);

@@ -118,8 +118,8 @@ void padded(Random& random, std::int64_t head_dim, std::int64_t value_dim) {
       }
   expect_close(result, exact_formula(in).forward(), naive_formula(in).forward());
   if constexpr (std::is_same_v<Out, Element>) {
-    const auto upstream       = random_upstream(random, result, false);
-    const auto grad_out_all   = in_space(query_rows(upstream.grad_out, NAN));
+    const auto upstream     = random_upstream(random, result, false);
+    const auto grad_out_all = in_space(query_rows(upstream.grad_out, NAN));
     // The gradient of queries need not be aligned.
     const auto grad_query_all = in_space(Array<Element, 4>({2, 150, 4, width + head_dim % 4 / 2}, Element(7.0f))),
                grad_key_all   = in_space(Array<Element, 4>({2, 110, 3, width}, Element(7.0f))),

@@ -252,8 +252,9 @@ void run_mask(const Kokkos::Cuda& exec, BiasGradientCall call, const Tensor<floa
   const AttentionProblem& p                  = call.problem;
   const auto [batches, heads, rows, columns] = mask.extents;
   if (batches * heads * rows * columns == 0) return;
+  const int threads = columns <= 64 ? 32 : 256;
   Kokkos::parallel_for("Tributary::attention_backward::hopper::clear_mask",
-                       RowPolicy<Kokkos::Cuda>(exec, static_cast<int>(batches * heads * rows), 256),
+                       RowPolicy<Kokkos::Cuda>(exec, static_cast<int>(batches * heads * rows), threads),
                        ClearMask{mask.data, heads, rows, columns, {mask.strides[0], mask.strides[1], mask.strides[2]}});
   call.mask        = mask.data;
   call.all_batches = batches == 1 && p.batch > 1;

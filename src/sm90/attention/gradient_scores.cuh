@@ -134,7 +134,7 @@ class GradientScores {
     const AttentionProblem& p = call_.problem;
     for_each(scores, [&](float& x, int, int) { x *= p.scale; });
     if (p.softcap > 0.0f) {
-      const float inverse = 1.0f / p.softcap;
+      const float inverse = fminf(1.0f / p.softcap, largest);
 #pragma unroll
       for (int i = 0; i < count; ++i) {
         const float t = tanh_approx(scores[i] * inverse);
@@ -181,13 +181,13 @@ class GradientScores {
                               const std::int64_t (&strides)[3], std::int64_t keys, Option beyond, const Function& function) const {
     const Option* const of_keys = option + piece_.batch * strides[0] + step.head * strides[1] + key_of(0);
     const bool          inside  = piece_.first_key + warp_row_ + 16 <= keys;
-    constexpr int       batch   = 16;
+    constexpr int       at_once = 16;
 #pragma unroll
-    for (int first = 0; first < count; first += batch) {
-      Option     of_pairs[batch];
+    for (int first = 0; first < count; first += at_once) {
+      Option     of_pairs[at_once];
       const auto load = [&](const auto& is_key) {
 #pragma unroll
-        for (int i = 0; i < batch; i += 4)
+        for (int i = 0; i < at_once; i += 4)
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             const Option* const of_query = of_keys + query_row(step, (first + i) / 4 * 8 + c + column_) * strides[2];
@@ -200,7 +200,7 @@ class GradientScores {
       else
         load([&](int r) { return key_of(r) < keys; });
 #pragma unroll
-      for (int i = 0; i < batch; ++i) function(scores[first + i], of_pairs[i]);
+      for (int i = 0; i < at_once; ++i) function(scores[first + i], of_pairs[i]);
     }
   }
 

@@ -106,12 +106,19 @@ struct StoreQueryGradients {
 
   KOKKOS_FUNCTION void operator()(const RowPolicy<Kokkos::Cuda>::member_type& team) const {
     const std::int64_t batch = team.league_rank() / p.queries, row = team.league_rank() % p.queries;
-    const Segment      s = p.packed.segment(batch, row, row + 1, p.queries, p.keys);
-    const int          q = static_cast<int>(s.first_query % plan.queries);
-    if (q % 16 >= 8) return;
+    const auto         segment = [&](std::int64_t of_row) { return p.packed.segment(batch, of_row, of_row + 1, p.queries, p.keys); };
+    const Segment      s       = segment(row);
+    // Offsets that do not ascend may have put another sequence there.
+    const auto is_partner = [&](std::int64_t other) {
+      if (other < 0 || other >= p.queries) return false;
+      const Segment of_other = segment(other);
+      return of_other.sequence == s.sequence && of_other.first_query - s.first_query == other - row;
+    };
+    const int q = static_cast<int>(s.first_query % plan.queries);
+    if (q % 16 >= 8 && is_partner(row - 8)) return;
+    const bool         has_second = q % 16 < 8 && is_partner(row + 8);
     const std::int64_t slot       = plan.slot(batch, p.packed, row - s.first_query, s.sequence, s.first_query / plan.queries);
-    const int          pairs      = (p.head_dim + 1) / 2;
-    const bool         has_second = s.first_query + 8 < s.queries;
+    const int          pairs = (p.head_dim + 1) / 2, r = q % 16 / 8;
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, p.heads), [&](const std::int32_t head) {
       const std::int64_t at     = slot * p.heads + head;
       const bool         some   = s.keys > 0 && (!p.deterministic || plan.turns[at * halves] > 0);
@@ -120,10 +127,10 @@ struct StoreQueryGradients {
       Kokkos::parallel_for(Kokkos::ThreadVectorRange(team, pairs), [&](const std::int32_t pair) {
         const int    column = 2 * pair;
         const float4 four =
-            *reinterpret_cast<const float4*>(sums + column / 64 * gradient_part_floats + place_in_part(q % 64, column % 64));
-        // Read before it is known whether anything was written.
+            *reinterpret_cast<const float4*>(sums + column / 64 * gradient_part_floats + place_in_part(q % 64 - 8 * r, column % 64));
+        // Read before it is known whether anything was written there: then it is not used.
         const auto of = [&](float sum) { return some ? p.scale * sum : 0.0f; };
-        store(to_row, column, of(four.x), of(four.y));
+        store(to_row, column, of(r == 0 ? four.x : four.z), of(r == 0 ? four.y : four.w));
         if (has_second) store(to_row + 8 * to.strides[1], column, of(four.z), of(four.w));
       });
     });

@@ -211,7 +211,7 @@ class RowSoftmax {
     const float             scale = Tile::e4m3 ? factor : p.scale;
     for_each(scores, [&](float& x, int, int) { x *= scale; });
     if (p.softcap > 0.0f) {
-      const float inverse = 1.0f / p.softcap;
+      const float inverse = fminf(1.0f / p.softcap, largest);
       for_each(scores, [&](float& x, int, int) { x = p.softcap * tanh_approx(x * inverse); });
     }
     const std::int32_t first_position[2] = {piece_.position + query(0) - first_key,  // i' - j of the rows and the first column
