@@ -336,7 +336,7 @@ std::size_t attention_backward_workspace_size(const Exec& exec, const Query& que
 /// \param query, key, value   as in attention_forward
 /// \param out, lse    what attention_forward gave for the same inputs and options (lse [B, Hq, Sq] float)
 /// \param grad_out    gradient of out, its extents and type
-/// \param grad_query, grad_key, grad_value  out, the extents and type of query, key and value
+/// \param grad_query, grad_key, grad_value  out, the extents and type of query, key and value; may be parts of one array, [B, S, 3, H, D]
 /// \param options     those of the forward call, without `previous`
 /// \param gradients   the gradient of lse that comes in, and the further gradients that are wanted
 /// \param workspace   rank-1 View of std::byte with at least attention_backward_workspace_size bytes, as in attention_forward

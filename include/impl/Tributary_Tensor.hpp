@@ -76,21 +76,30 @@ Tensor<To, Rank> as(const Tensor<From, Rank>& from) {
   return to;
 }
 
-/// The bytes from the first to one past the last element.
-struct ByteSpan {
-  const char*  begin = nullptr;
-  std::int64_t size  = 0;
-  friend bool  overlap(const ByteSpan& a, const ByteSpan& b) {
-     return a.size > 0 && b.size > 0 && a.begin < b.begin + b.size && b.begin < a.begin + a.size;
-  }
+/// Where the elements of a tensor lie; of one without elements nowhere.
+struct Footprint {
+  static constexpr int most_dimensions = 4;
+
+  const char*  begin         = nullptr;
+  std::int64_t element_bytes = 0;
+  int          rank          = 0;                                   // of what steps over bytes
+  std::int64_t extents[most_dimensions], strides[most_dimensions];  // strides in bytes
 };
 
 template <class T, int Rank>
-ByteSpan byte_span(const Tensor<T, Rank>& tensor, std::int64_t element_size) {
-  if (!tensor || tensor.empty()) return {};
-  std::int64_t last = 0;
-  for (int d = 0; d < Rank; ++d) last += (tensor.extents[d] - 1) * tensor.strides[d];
-  return {static_cast<const char*>(static_cast<const void*>(tensor.data)), (last + 1) * element_size};
+Footprint footprint(const Tensor<T, Rank>& tensor, std::int64_t element_size) {
+  static_assert(Rank <= Footprint::most_dimensions);
+  Footprint result;
+  if (!tensor || tensor.empty()) return result;
+  result.begin         = static_cast<const char*>(static_cast<const void*>(tensor.data));
+  result.element_bytes = element_size;
+  for (int d = 0; d < Rank; ++d) {
+    if (tensor.extents[d] == 1 || tensor.strides[d] == 0) continue;
+    result.extents[result.rank] = tensor.extents[d];
+    result.strides[result.rank] = tensor.strides[d] * element_size;
+    ++result.rank;
+  }
+  return result;
 }
 
 /// May work on this execution space touch that memory space?  Checked where the View is in sight.

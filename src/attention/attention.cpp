@@ -175,29 +175,29 @@ void check_scales(std::string_view f, const AttentionArguments& in) {
           f);
 }
 
-using NamedSpan = std::pair<std::string_view, ByteSpan>;
+using NamedFootprint = std::pair<std::string_view, Footprint>;
 
-void check_overlaps(std::string_view f, const AttentionArguments& in, std::initializer_list<NamedSpan> outputs) {
-  const NamedSpan inputs[] = {{"query", byte_span(in.query, element_size(in.type))},
-                              {"key", byte_span(in.key, element_size(in.type))},
-                              {"value", byte_span(in.value, element_size(in.type))},
-                              {"key_keep", byte_span(in.key_keep, 1)},
-                              {"keep", byte_span(in.keep, 1)},
-                              {"additive_mask", byte_span(in.additive_mask, sizeof(float))},
-                              {"alibi_slopes", byte_span(in.alibi_slopes, sizeof(float))},
-                              {"relative_bias.table", byte_span(in.relative_bias, sizeof(float))},
-                              {"sink", byte_span(in.sink, sizeof(float))},
-                              {"rotary.cosine", byte_span(in.cosine, sizeof(float))},
-                              {"rotary.sine", byte_span(in.sine, sizeof(float))},
-                              {"rotary.query_positions", byte_span(in.query_positions, sizeof(std::int32_t))},
-                              {"rotary.key_positions", byte_span(in.key_positions, sizeof(std::int32_t))},
-                              {"cu_seqlens_q", byte_span(in.cu_seqlens_q, sizeof(std::int32_t))},
-                              {"cu_seqlens_k", byte_span(in.cu_seqlens_k, sizeof(std::int32_t))},
-                              {"query_scale", byte_span(in.query_scale, sizeof(float))},
-                              {"key_scale", byte_span(in.key_scale, sizeof(float))},
-                              {"value_scale", byte_span(in.value_scale, sizeof(float))}};
+void check_overlaps(std::string_view f, const AttentionArguments& in, std::initializer_list<NamedFootprint> outputs) {
+  const NamedFootprint inputs[] = {{"query", footprint(in.query, element_size(in.type))},
+                                   {"key", footprint(in.key, element_size(in.type))},
+                                   {"value", footprint(in.value, element_size(in.type))},
+                                   {"key_keep", footprint(in.key_keep, 1)},
+                                   {"keep", footprint(in.keep, 1)},
+                                   {"additive_mask", footprint(in.additive_mask, sizeof(float))},
+                                   {"alibi_slopes", footprint(in.alibi_slopes, sizeof(float))},
+                                   {"relative_bias.table", footprint(in.relative_bias, sizeof(float))},
+                                   {"sink", footprint(in.sink, sizeof(float))},
+                                   {"rotary.cosine", footprint(in.cosine, sizeof(float))},
+                                   {"rotary.sine", footprint(in.sine, sizeof(float))},
+                                   {"rotary.query_positions", footprint(in.query_positions, sizeof(std::int32_t))},
+                                   {"rotary.key_positions", footprint(in.key_positions, sizeof(std::int32_t))},
+                                   {"cu_seqlens_q", footprint(in.cu_seqlens_q, sizeof(std::int32_t))},
+                                   {"cu_seqlens_k", footprint(in.cu_seqlens_k, sizeof(std::int32_t))},
+                                   {"query_scale", footprint(in.query_scale, sizeof(float))},
+                                   {"key_scale", footprint(in.key_scale, sizeof(float))},
+                                   {"value_scale", footprint(in.value_scale, sizeof(float))}};
   for (auto output = outputs.begin(); output != outputs.end(); ++output) {
-    for (const auto& [name, span] : inputs) require_disjoint(f, output->first, output->second, name, span);
+    for (const auto& [name, input] : inputs) require_disjoint(f, output->first, output->second, name, input);
     for (auto other = outputs.begin(); other != output; ++other)
       require_disjoint(f, output->first, output->second, other->first, other->second);
   }
@@ -246,7 +246,7 @@ std::vector<std::int32_t> bucket_first_distances(std::int32_t buckets, std::int3
 }
 
 std::pair<AttentionProblem, RotaryProblem> check_attention(std::string_view function, const AttentionArguments& in,
-                                                           std::initializer_list<std::pair<std::string_view, ByteSpan>> outputs) {
+                                                           std::initializer_list<std::pair<std::string_view, Footprint>> outputs) {
   check_shapes(function, in);
   const std::int64_t sequences = check_sequences(function, in);
   check_offsets(function, in);
@@ -319,7 +319,7 @@ std::pair<AttentionProblem, RotaryProblem> check_attention(std::string_view func
 std::pair<AttentionProblem, RotaryProblem> check_attention_forward(const AttentionForwardArguments& arguments) {
   constexpr std::string_view f                                              = "attention_forward";
   const auto& [in, out_type, out, lse, has_lse, previous_out, previous_lse] = arguments;
-  const auto checked = check_attention(f, in, {{"out", byte_span(out, element_size(out_type))}, {"lse", byte_span(lse, sizeof(float))}});
+  const auto checked = check_attention(f, in, {{"out", footprint(out, element_size(out_type))}, {"lse", footprint(lse, sizeof(float))}});
 
   const auto [batch, queries, heads, head_dim] = in.query.extents;
   const std::int64_t value_dim                 = in.value.extents[3];
@@ -346,27 +346,27 @@ std::pair<AttentionProblem, RotaryProblem> check_attention_forward(const Attenti
               "{}: previous is given together with {}, which depends on where this call's keys lie among all; expected a query_offset", f,
               name);
     for (const auto& [output_name, output] :
-         {NamedSpan{"out", byte_span(out, element_size(out_type))}, NamedSpan{"lse", byte_span(lse, sizeof(float))}}) {
-      require_disjoint(f, output_name, output, "previous.out", byte_span(previous_out, sizeof(float)));
-      require_disjoint(f, output_name, output, "previous.lse", byte_span(previous_lse, sizeof(float)));
+         {NamedFootprint{"out", footprint(out, element_size(out_type))}, NamedFootprint{"lse", footprint(lse, sizeof(float))}}) {
+      require_disjoint(f, output_name, output, "previous.out", footprint(previous_out, sizeof(float)));
+      require_disjoint(f, output_name, output, "previous.lse", footprint(previous_lse, sizeof(float)));
     }
   }
   return checked;
 }
 
 std::pair<AttentionProblem, RotaryProblem> check_attention_backward(const AttentionBackwardArguments& arguments) {
-  constexpr std::string_view             f       = "attention_backward";
-  const AttentionArguments&              in      = arguments.inputs;
-  const AttentionGradients&              wanted  = *arguments.gradients;
-  const std::int64_t                     size    = element_size(in.type);
-  const std::initializer_list<NamedSpan> outputs = {
-      {"grad_query", byte_span(arguments.grad_query, size)},
-      {"grad_key", byte_span(arguments.grad_key, size)},
-      {"grad_value", byte_span(arguments.grad_value, size)},
-      {"the gradient of additive_mask", byte_span(arguments.grad_additive_mask, sizeof(float))},
-      {"the gradient of alibi_slopes", byte_span(arguments.grad_alibi_slopes, sizeof(float))},
-      {"the gradient of relative_bias", byte_span(arguments.grad_relative_bias, sizeof(float))},
-      {"the gradient of sink", byte_span(arguments.grad_sink, sizeof(float))}};
+  constexpr std::string_view                  f       = "attention_backward";
+  const AttentionArguments&                   in      = arguments.inputs;
+  const AttentionGradients&                   wanted  = *arguments.gradients;
+  const std::int64_t                          size    = element_size(in.type);
+  const std::initializer_list<NamedFootprint> outputs = {
+      {"grad_query", footprint(arguments.grad_query, size)},
+      {"grad_key", footprint(arguments.grad_key, size)},
+      {"grad_value", footprint(arguments.grad_value, size)},
+      {"the gradient of additive_mask", footprint(arguments.grad_additive_mask, sizeof(float))},
+      {"the gradient of alibi_slopes", footprint(arguments.grad_alibi_slopes, sizeof(float))},
+      {"the gradient of relative_bias", footprint(arguments.grad_relative_bias, sizeof(float))},
+      {"the gradient of sink", footprint(arguments.grad_sink, sizeof(float))}};
   const auto checked = check_attention(f, in, outputs);
 
   const AttentionState& previous = in.options->previous;
@@ -398,13 +398,13 @@ std::pair<AttentionProblem, RotaryProblem> check_attention_backward(const Attent
                    options.relative_bias.table.given());
   if (wanted.sink.given()) check_gradient("the gradient of sink", arguments.grad_sink, "sink", in.sink, options.sink.given());
 
-  const std::int64_t out_size = element_size(arguments.out_type);
-  const NamedSpan    inputs[] = {{"out", byte_span(arguments.out, out_size)},
-                                 {"grad_out", byte_span(arguments.grad_out, out_size)},
-                                 {"lse", byte_span(arguments.lse, sizeof(float))},
-                                 {"the gradient of lse", byte_span(arguments.grad_lse, sizeof(float))}};
+  const std::int64_t   out_size = element_size(arguments.out_type);
+  const NamedFootprint inputs[] = {{"out", footprint(arguments.out, out_size)},
+                                   {"grad_out", footprint(arguments.grad_out, out_size)},
+                                   {"lse", footprint(arguments.lse, sizeof(float))},
+                                   {"the gradient of lse", footprint(arguments.grad_lse, sizeof(float))}};
   for (const auto& [output_name, output] : outputs)
-    for (const auto& [name, span] : inputs) require_disjoint(f, output_name, output, name, span);
+    for (const auto& [name, input] : inputs) require_disjoint(f, output_name, output, name, input);
   return checked;
 }
 
@@ -419,9 +419,9 @@ void check_attention_merge(const AttentionMergeArguments& arguments) {
   require_distinct_elements(f, "out", out);
   require_distinct_elements(f, "lse", lse);
 
-  const NamedSpan outputs[] = {{"out", byte_span(out, element_size(out_type))}, {"lse", byte_span(lse, sizeof(float))}};
+  const NamedFootprint outputs[] = {{"out", footprint(out, element_size(out_type))}, {"lse", footprint(lse, sizeof(float))}};
   require_disjoint(f, "lse", outputs[1].second, "out", outputs[0].second);
-  for (const auto& [name, span] : outputs) require_disjoint(f, name, span, "sink", byte_span(sink, sizeof(float)));
+  for (const auto& [name, output] : outputs) require_disjoint(f, name, output, "sink", footprint(sink, sizeof(float)));
   // A row is read whole before it is written, so an output may be a state's own array; overlapping it any other way may not.
   const auto same = []<int Rank>(const void* data, const auto& output, const Tensor<const float, Rank>& input) {
     return data == input.data && std::equal(input.strides, input.strides + Rank, output.strides);
@@ -430,7 +430,7 @@ void check_attention_merge(const AttentionMergeArguments& arguments) {
     const std::string out_name = "out of state " + std::to_string(s), lse_name = "lse of state " + std::to_string(s);
     require_extents(f, out_name, states[s].out, {batch, queries, heads, value_dim});
     require_extents(f, lse_name, states[s].lse, {batch, heads, queries});
-    const ByteSpan state_out = byte_span(states[s].out, sizeof(float)), state_lse = byte_span(states[s].lse, sizeof(float));
+    const Footprint state_out = footprint(states[s].out, sizeof(float)), state_lse = footprint(states[s].lse, sizeof(float));
     if (out_type != ElementType::float32 || !same(out.data, out, states[s].out))
       require_disjoint(f, "out", outputs[0].second, out_name, state_out);
     if (!same(lse.data, lse, states[s].lse)) require_disjoint(f, "lse", outputs[1].second, lse_name, state_lse);

@@ -135,7 +135,7 @@ std::vector<std::int32_t> bucket_first_distances(std::int32_t buckets_of_directi
 
 /// Checks of the public operators; the problem they describe.
 std::pair<AttentionProblem, RotaryProblem> check_attention(std::string_view function, const AttentionArguments&,
-                                                           std::initializer_list<std::pair<std::string_view, ByteSpan>> outputs);
+                                                           std::initializer_list<std::pair<std::string_view, Footprint>> outputs);
 std::pair<AttentionProblem, RotaryProblem> check_attention_forward(const AttentionForwardArguments&);
 std::pair<AttentionProblem, RotaryProblem> check_attention_backward(const AttentionBackwardArguments&);
 void                                       check_attention_merge(const AttentionMergeArguments&);

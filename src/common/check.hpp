@@ -45,8 +45,12 @@ void require_distinct_elements(std::string_view function, std::string_view name,
   if (!output.empty()) require_distinct_elements(function, name, output.extents, output.strides, Rank);
 }
 
-inline void require_disjoint(std::string_view function, std::string_view output_name, const ByteSpan& output, std::string_view other_name,
-                             const ByteSpan& other) {
+/// Whether an element of one shares bytes with an element of the other; tensors may lie between each other's rows.  Where strides are so
+/// odd that the search would be long, the answer is yes.
+bool overlap(const Footprint&, const Footprint&);
+
+inline void require_disjoint(std::string_view function, std::string_view output_name, const Footprint& output, std::string_view other_name,
+                             const Footprint& other) {
   require(!overlap(output, other), "{}: {} overlaps {} in memory", function, output_name, other_name);
 }
 

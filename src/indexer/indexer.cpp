@@ -8,7 +8,7 @@
 namespace Tributary::Impl {
 
 IndexerProblem check_indexer(std::string_view function, const IndexerArguments& in, const IndexerOptions& options,
-                             std::initializer_list<std::pair<std::string_view, ByteSpan>> outputs) {
+                             std::initializer_list<std::pair<std::string_view, Footprint>> outputs) {
   const auto [batch, queries, heads, head_dim] = in.query.extents;
   const std::int64_t     keys                  = in.key.extents[1];
   constexpr std::int64_t int32_max             = std::numeric_limits<std::int32_t>::max();
@@ -45,17 +45,17 @@ IndexerProblem check_indexer(std::string_view function, const IndexerArguments& 
   require(options.key_splits >= 0 && options.key_splits <= 65536, "{}: key_splits is {}, expected 0 ... 65536", function,
           options.key_splits);
 
-  const auto inputs = {std::pair{"query", byte_span(in.query, element_size(in.type))},
-                       std::pair{"key", byte_span(in.key, element_size(in.type))},
-                       std::pair{"weights", byte_span(in.weights, sizeof(float))},
-                       std::pair{"query_scale", byte_span(in.query_scale, sizeof(float))},
-                       std::pair{"key_scale", byte_span(in.key_scale, sizeof(float))},
-                       std::pair{"query_offsets", byte_span(in.query_offsets, 4)},
-                       std::pair{"range", byte_span(in.range, 4)},
-                       std::pair{"cu_seqlens_q", byte_span(in.cu_seqlens_q, 4)},
-                       std::pair{"cu_seqlens_k", byte_span(in.cu_seqlens_k, 4)}};
+  const auto inputs = {std::pair{"query", footprint(in.query, element_size(in.type))},
+                       std::pair{"key", footprint(in.key, element_size(in.type))},
+                       std::pair{"weights", footprint(in.weights, sizeof(float))},
+                       std::pair{"query_scale", footprint(in.query_scale, sizeof(float))},
+                       std::pair{"key_scale", footprint(in.key_scale, sizeof(float))},
+                       std::pair{"query_offsets", footprint(in.query_offsets, 4)},
+                       std::pair{"range", footprint(in.range, 4)},
+                       std::pair{"cu_seqlens_q", footprint(in.cu_seqlens_q, 4)},
+                       std::pair{"cu_seqlens_k", footprint(in.cu_seqlens_k, 4)}};
   for (const auto& [output_name, output] : outputs)
-    for (const auto& [name, span] : inputs) require_disjoint(function, output_name, output, name, span);
+    for (const auto& [name, input] : inputs) require_disjoint(function, output_name, output, name, input);
 
   return {.type                = in.type,
           .batch               = batch,
@@ -82,7 +82,7 @@ IndexerProblem check_indexer(std::string_view function, const IndexerArguments& 
 }
 
 IndexerProblem check_indexer_score(const IndexerScoreArguments& arguments, const IndexerOptions& options) {
-  const auto problem = check_indexer("indexer_score", arguments.inputs, options, {{"scores", byte_span(arguments.scores, sizeof(float))}});
+  const auto problem = check_indexer("indexer_score", arguments.inputs, options, {{"scores", footprint(arguments.scores, sizeof(float))}});
   const std::int64_t columns = arguments.inputs.has_cu_seqlens_k ? arguments.scores.extents[2] : problem.keys;
   require_extents("indexer_score", "scores", arguments.scores, {problem.batch, problem.queries, columns});
   require_distinct_elements("indexer_score", "scores", arguments.scores);
@@ -92,7 +92,7 @@ IndexerProblem check_indexer_score(const IndexerScoreArguments& arguments, const
 std::pair<IndexerProblem, TopkOutput> check_indexer_topk(const IndexerTopkArguments& arguments, const IndexerOptions& options) {
   const auto problem = check_indexer(
       "indexer_topk", arguments.inputs, options,
-      {{"indices", byte_span(arguments.indices, sizeof(std::int32_t))}, {"scores", byte_span(arguments.scores, sizeof(float))}});
+      {{"indices", footprint(arguments.indices, sizeof(std::int32_t))}, {"scores", footprint(arguments.scores, sizeof(float))}});
   const auto output = check_topk_output("indexer_topk", arguments.indices, arguments.has_scores, arguments.scores, options.order);
   require_extents("indexer_topk", "indices", arguments.indices, {problem.batch, problem.queries, output.top_k});
   return {problem, output};

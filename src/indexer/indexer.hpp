@@ -41,7 +41,7 @@ struct IndexerProblem {
 
 /// The check of the inputs; `outputs` are refused where they overlap one.
 IndexerProblem check_indexer(std::string_view function, const IndexerArguments&, const IndexerOptions&,
-                             std::initializer_list<std::pair<std::string_view, ByteSpan>> outputs);
+                             std::initializer_list<std::pair<std::string_view, Footprint>> outputs);
 
 IndexerProblem                        check_indexer_score(const IndexerScoreArguments&, const IndexerOptions&);
 std::pair<IndexerProblem, TopkOutput> check_indexer_topk(const IndexerTopkArguments&, const IndexerOptions&);

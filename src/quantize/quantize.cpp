@@ -19,9 +19,9 @@ void check(std::string_view function, const QuantizeArguments& arguments, const 
           "{}: values has {} rows, expected fewer than 2^31", function, values.extents[0] * values.extents[1] * values.extents[2]);
   require_distinct_elements(function, "quantized", quantized);
   require_distinct_elements(function, "scales", scales);
-  require_disjoint(function, "quantized", byte_span(quantized, 1), "values", byte_span(values, element_size(type)));
-  require_disjoint(function, "scales", byte_span(scales, sizeof(float)), "values", byte_span(values, element_size(type)));
-  require_disjoint(function, "scales", byte_span(scales, sizeof(float)), "quantized", byte_span(quantized, 1));
+  require_disjoint(function, "quantized", footprint(quantized, 1), "values", footprint(values, element_size(type)));
+  require_disjoint(function, "scales", footprint(scales, sizeof(float)), "values", footprint(values, element_size(type)));
+  require_disjoint(function, "scales", footprint(scales, sizeof(float)), "quantized", footprint(quantized, 1));
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ TopkOutput check_topk_output(std::string_view function, const Tensor<std::int32_
           extents_text(scores), extents_text(indices));
   require_distinct_elements(function, "indices", indices);
   require_distinct_elements(function, "scores", scores);
-  require_disjoint(function, "scores", byte_span(scores, sizeof(float)), "indices", byte_span(indices, sizeof(std::int32_t)));
+  require_disjoint(function, "scores", footprint(scores, sizeof(float)), "indices", footprint(indices, sizeof(std::int32_t)));
   return {.indices       = indices.data,
           .scores        = has_scores ? scores.data : nullptr,
           .index_strides = {indices.strides[0], indices.strides[1]},
@@ -33,11 +33,11 @@ TopkOutput check_topk(const TopkArguments& arguments, const TopkOptions& options
   if (has_range) require_extents("topk", "range", range, {values.extents[0], values.extents[1], 2});
   require(options.chunk_keys >= 0 && options.chunk_keys <= (1 << 24), "topk: chunk_keys is {}, expected 0 ... 2^24", options.chunk_keys);
   require(options.key_splits >= 0 && options.key_splits <= 65536, "topk: key_splits is {}, expected 0 ... 65536", options.key_splits);
-  const auto inputs = {std::pair{"values", byte_span(values, element_size(type))},
-                       std::pair{"range", byte_span(range, sizeof(std::int32_t))}};
-  for (const auto& [name, span] : inputs) {
-    require_disjoint("topk", "indices", byte_span(indices, sizeof(std::int32_t)), name, span);
-    require_disjoint("topk", "scores", byte_span(scores, sizeof(float)), name, span);
+  const auto inputs = {std::pair{"values", footprint(values, element_size(type))},
+                       std::pair{"range", footprint(range, sizeof(std::int32_t))}};
+  for (const auto& [name, input] : inputs) {
+    require_disjoint("topk", "indices", footprint(indices, sizeof(std::int32_t)), name, input);
+    require_disjoint("topk", "scores", footprint(scores, sizeof(float)), name, input);
   }
   return check_topk_output("topk", indices, has_scores, scores, options.order);
 }
@@ -59,12 +59,12 @@ TopkOutput check_topk_merge(const TopkMergeArguments& arguments, const TopkMerge
     };
     const std::string name = "list " + std::to_string(l);
     if (!same(as<const std::int32_t>(indices), list.indices))
-      require_disjoint("topk_merge", "indices", byte_span(indices, sizeof(std::int32_t)), name,
-                       byte_span(list.indices, sizeof(std::int32_t)));
+      require_disjoint("topk_merge", "indices", footprint(indices, sizeof(std::int32_t)), name,
+                       footprint(list.indices, sizeof(std::int32_t)));
     if (!same(as<const float>(scores), list.scores))
-      require_disjoint("topk_merge", "scores", byte_span(scores, sizeof(float)), name, byte_span(list.scores, sizeof(float)));
-    require_disjoint("topk_merge", "indices", byte_span(indices, sizeof(std::int32_t)), name, byte_span(list.scores, sizeof(float)));
-    require_disjoint("topk_merge", "scores", byte_span(scores, sizeof(float)), name, byte_span(list.indices, sizeof(std::int32_t)));
+      require_disjoint("topk_merge", "scores", footprint(scores, sizeof(float)), name, footprint(list.scores, sizeof(float)));
+    require_disjoint("topk_merge", "indices", footprint(indices, sizeof(std::int32_t)), name, footprint(list.scores, sizeof(float)));
+    require_disjoint("topk_merge", "scores", footprint(scores, sizeof(float)), name, footprint(list.indices, sizeof(std::int32_t)));
   }
   require(columns <= std::numeric_limits<std::int32_t>::max() / 4,
           "topk_merge: the lists have {} columns together, expected fewer than 2^29", columns);

@@ -364,6 +364,15 @@ Formula<float, Element, Element> naive_formula(const AttentionCase<Element>& in)
   return {in, FormulaInputs<float>(in)};
 }
 
+/// Puts a part into an array, from these places on.
+template <class T>
+void embed(Array<T, 4>& whole, const Array<T, 4>& part, const std::array<std::int64_t, 4>& at) {
+  for (std::int64_t b = 0; b < part.extents[0]; ++b)
+    for (std::int64_t r = 0; r < part.extents[1]; ++r)
+      for (std::int64_t h = 0; h < part.extents[2]; ++h)
+        for (std::int64_t d = 0; d < part.extents[3]; ++d) whole(b + at[0], r + at[1], h + at[2], d + at[3]) = part(b, r, h, d);
+}
+
 /// max |a - b|; equal infinities do not differ, a NaN differs infinitely.
 template <class A, class B, int Rank>
 double largest_difference(const Array<A, Rank>& a, const Array<B, Rank>& b) {

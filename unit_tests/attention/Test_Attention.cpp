@@ -172,6 +172,31 @@ TEST_P(Attention, ColumnsPastTheLastKeyAreNotSeen) {
   EXPECT_LE(largest_difference(from_space<4>(out), exact_formula(in).forward().out), 2e-6);
 }
 
+TEST_P(Attention, GradientsMayLieBetweenEachOthersRows) {
+  const auto all = Kokkos::ALL;
+  for (const std::int64_t dim : {5, 8, 64}) {
+    AttentionCase<float> in({2, 70, 70, 3, 3, dim, dim}, random);
+    in.options.causal = true;
+    if (dim == 8) in.options.rotary = {.dims = 8};  // gradients of queries and keys are turned back
+    const AttentionCall<float> call(level(), in);
+    const auto                 result   = call.forward();
+    const auto                 upstream = random_upstream(random, result, false);
+    const auto                 apart    = call.backward(upstream);
+    // as one product of the hidden states makes query, key and value: [B, S, 3, H, D]
+    Array<float, 4> together({2, 70, 9, dim}, 7.0f);
+    const auto      gradients = in_space(together);
+    const auto      part      = [&](int which) {
+      return Kokkos::subview(View<float, 5>(gradients.data(), 2, 70, 3, 3, dim), all, all, which, all, all);
+    };
+    Tributary::attention_backward(Space{}, call.query, call.key, call.value, in_space(result.out), in_space(result.lse),
+                                  in_space(upstream.grad_out), part(0), part(1), part(2), call.options);
+    embed(together, apart.query, {0, 0, 0, 0});
+    embed(together, apart.key, {0, 0, 3, 0});
+    embed(together, apart.value, {0, 0, 6, 0});
+    EXPECT_EQ(largest_difference(from_space<4>(gradients), together), 0);
+  }
+}
+
 TEST_P(Attention, LargeLogitsStayFinite) {
   for (const float sign : {1.0f, -1.0f}) {
     const auto in     = scalar_case({sign * 100, sign * 100, 0}, {100, 99.99f, -100, 100}, {1, 2, 3, 4});

@@ -256,6 +256,12 @@ TEST_F(AttentionErrors, OutputsThatOverlap) {
   expect_backward_refused(out, lse, grad_out, query, grad_key, grad_value, "grad_query overlaps query");
   expect_backward_refused(out, lse, grad_out, grad_query, grad_key, view_of<float, 4>(grad_key.data() + 1, 2, 10, 2, 6),
                           "grad_value overlaps grad_key");
+  // rows between each other's, but for the last number of a row
+  const View<float, 4> both("both", 2, 10, 2, 14);
+  const auto           columns = [&](int first, int last) {
+    return Kokkos::subview(both, Kokkos::ALL, Kokkos::ALL, Kokkos::ALL, Kokkos::pair(first, last));
+  };
+  expect_backward_refused(out, lse, grad_out, grad_query, columns(0, 8), columns(7, 13), "grad_value overlaps grad_key");
   // inputs that lie in an output
   const auto in_grad_query = view_of<float, 4>(grad_query.data() + 48, 2, 3, 4, 6);
   expect_backward_refused(out, lse, in_grad_query, grad_query, grad_key, grad_value, "grad_query overlaps grad_out");
