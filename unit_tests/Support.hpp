@@ -146,7 +146,7 @@ Array<T, 1> row(std::vector<T> values) {
 /// A copy in the tested space's memory.
 template <class T, int Rank>
 View<T, Rank> in_space(const Array<T, Rank>& array) {
-  const View<T, Rank> view(Kokkos::view_alloc("in_space", Kokkos::WithoutInitializing), array.layout());
+  View<T, Rank> view(Kokkos::view_alloc("in_space", Kokkos::WithoutInitializing), array.layout());
   const Kokkos::View<typename Pointers<const T, Rank>::type, Kokkos::LayoutRight, Kokkos::HostSpace, Kokkos::MemoryUnmanaged> from(
       array.values.data(), array.layout());
   Kokkos::deep_copy(view, from);
@@ -184,7 +184,7 @@ testing::AssertionResult same_bits(const Array<T, Rank>& given, const Array<T, R
     std::string at;
     for (std::size_t d = Rank; d-- > 0;) {
       const auto extent = static_cast<std::size_t>(given.extents[d]);
-      at                = std::to_string(rest % extent) + (at.empty() ? "" : ", ") + at;
+      at.insert(0, std::to_string(rest % extent).append(at.empty() ? "" : ", "));
       rest /= extent;
     }
     return failure << at << "]: " << static_cast<float>(given.values[i]) << " (bits " << std::hex << bits_of(given.values[i])

@@ -35,7 +35,7 @@ using Array = Kokkos::View<Data, Kokkos::LayoutRight, typename Exec::memory_spac
 /// A contiguous View, element i of it value(i).
 template <class Data, class Exec = Kokkos::DefaultHostExecutionSpace, class Value, class... Extents>
 auto filled(const std::string& label, const Value& value, Extents... extents) {
-  const Array<Data, Exec> view(Kokkos::view_alloc(label, Kokkos::WithoutInitializing), extents...);
+  Array<Data, Exec> view(Kokkos::view_alloc(label, Kokkos::WithoutInitializing), extents...);
   using Element = typename Array<Data, Exec>::value_type;
   Kokkos::parallel_for("fill", Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>(0, static_cast<std::int64_t>(view.size())),
                        Fill<Element, Value>{view.data(), value});

@@ -120,8 +120,8 @@ void check_biases(std::string_view f, const AttentionArguments& in, std::int64_t
 }
 
 void check_rotary(std::string_view f, const AttentionArguments& in) {
-  const RotaryEmbedding& rotary                = in.options->rotary;
-  const auto [batch, queries, heads, head_dim] = in.query.extents;
+  const RotaryEmbedding& rotary = in.options->rotary;
+  const std::int64_t     batch = in.query.extents[0], queries = in.query.extents[1], head_dim = in.query.extents[3];
   require(rotary.dims >= 0 && rotary.dims <= head_dim && rotary.dims % 2 == 0,
           "{}: rotary.dims is {}, expected an even number from 0 to {}", f, rotary.dims, head_dim);
   const auto require_dims = [&](bool given, std::string_view name) {

@@ -33,7 +33,7 @@ struct RowStatisticsFunctor {
     const std::int64_t batch = team.league_rank() / queries, row = team.league_rank() % queries;
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, p.heads), [&](const std::int32_t h) {
       const float  lse   = in.lse[batch * in.lse_strides[0] + h * in.lse_strides[1] + row];
-      const double delta = in.out_is_float ? product<float>(team, batch, row, h) : product<Element>(team, batch, row, h);
+      const double delta = this->delta(team, batch, row, h);
       Kokkos::single(Kokkos::PerThread(team), [&] { store(batch, row, h, lse, static_cast<float>(delta)); });
     });
   }
@@ -64,6 +64,12 @@ struct RowStatisticsFunctor {
                  reinterpret_cast<std::uintptr_t>(in.grad_out) % bytes == 0;
     for (int d = 0; d < 3; ++d) whole = whole && in.out_strides[d] % width == 0 && in.grad_out_strides[d] % width == 0;
     return whole;
+  }
+
+  KOKKOS_INLINE_FUNCTION double delta(const Member& team, std::int64_t batch, std::int64_t row, std::int32_t h) const {
+    if constexpr (!std::is_same_v<Element, float>)
+      if (!in.out_is_float) return product<Element>(team, batch, row, h);
+    return product<float>(team, batch, row, h);
   }
 
   /// Of a row of the output and its gradient, in double: every gradient of the row has its error.

@@ -9,7 +9,7 @@ namespace Tributary::Impl {
 bool log_enabled() {
   static const bool enabled = [] {
     const char* value = std::getenv("TRIBUTARY_LOG");
-    return value != nullptr && std::string_view(value) != "" && std::string_view(value) != "0";
+    return value != nullptr && !std::string_view(value).empty() && std::string_view(value) != "0";
   }();
   return enabled;
 }

@@ -234,8 +234,8 @@ class AttentionCommand : public Command {
   template <class View, class Gradient>
   static View wanted(const Output& output, const InputFile& input, Gradient& gradient) {
     if (!output.given()) return {};
-    const auto view = make_view<View>(output.option->get_name(), extents_of<View>(input));
-    gradient        = view;
+    auto view = make_view<View>(output.option->get_name(), extents_of<View>(input));
+    gradient  = view;
     return view;
   }
 

@@ -10,9 +10,10 @@ namespace {
 
 /// Some rows of a head, from one to one before another.
 void quantize_rows(const QuantizeArguments& arguments, std::int64_t a, std::int64_t from, std::int64_t to, std::int64_t c, float& scale) {
-  const auto& [type, values, quantized, scales] = arguments;
-  const auto value                              = [&, v = values](std::int64_t b, std::int64_t d) {
-    return element(type, v.data, a * v.strides[0] + b * v.strides[1] + c * v.strides[2] + d);
+  const auto& values    = arguments.values;
+  const auto& quantized = arguments.quantized;
+  const auto  value     = [&](std::int64_t b, std::int64_t d) {
+    return element(arguments.type, values.data, a * values.strides[0] + b * values.strides[1] + c * values.strides[2] + d);
   };
   float largest = 0;
   for (std::int64_t b = from; b < to; ++b)

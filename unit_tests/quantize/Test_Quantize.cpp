@@ -46,8 +46,9 @@ float8_e4m3_t nearest(float value) {
 /// scale = largest finite magnitude / 448, or 1 where that is zero; quantized = nearest(value / scale).
 template <class Value>
 Quantized expected_quantized(const Array<Value, 4>& values) {
-  const auto [a, b, c, d] = values.extents;
-  Quantized result{Array<float8_e4m3_t, 4>({a, b, c, d}), Array<float, 3>({a, b, c})};
+  const auto& extents = values.extents;
+  const auto  d       = extents[3];
+  Quantized   result{Array<float8_e4m3_t, 4>(extents), Array<float, 3>({extents[0], extents[1], extents[2]})};
   for (std::size_t row = 0; row < result.scales.values.size(); ++row) {
     const auto at = [&](std::int64_t i) {
       return static_cast<float>(values.values[row * static_cast<std::size_t>(d) + static_cast<std::size_t>(i)]);
